@@ -1,0 +1,162 @@
+"""Profiles: a model inspected and measured once, and found again by content.
+
+Nothing is measured twice. An inventory is kept under the state of the model's files, a report under the hash of everything
+its numbers follow from; a report over more formats serves a request for fewer. The `known_` functions only look, import
+no torch, and are what a server asks.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..sensitivity import METRICS
+from ..sensitivity.progress import Progress, silent
+from ..sensitivity.report import SensitivityReport
+from ..sensitivity.units import Inventory
+from .errors import UsageError
+from .home import StoredSteps, home_folder, read_json, write_whole, writing
+from .request import ProfileRequest
+from .source import Source, resolve, resolve_here
+
+if TYPE_CHECKING:
+    from ..sensitivity.calibration import Calibration
+    from ..sensitivity.render import Renderings
+    from .models import Loaded
+
+INVENTORY_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A loaded model with its calibration data (None where the request needs none) and its renderings."""
+
+    loaded: Loaded
+    calibration: Calibration | None
+    renderings: Renderings
+
+
+def known_inventory(model: str, home: Path | str | None = None) -> Inventory | None:
+    """The stored inventory of `model`, if these very files were inspected before. Raises ModelError for an unusable id."""
+    source = resolve_here(model)
+    return None if source is None else _stored_inventory(source, home_folder(home))
+
+
+def inspect_model(model: str, *, home: Path | str | None = None, progress: Progress = silent) -> Inventory:
+    """The inventory of `model`, read from its weights the first time. Raises ModelError."""
+    folder, source = home_folder(home), resolve(model)
+    known = _stored_inventory(source, folder)
+    return known if known is not None else load_model(source, folder, progress).network.inventory
+
+
+def load_model(source: Source, home: Path, progress: Progress = silent) -> Loaded:
+    """Load a model and keep its inventory. Raises ModelError."""
+    from .models import load
+
+    loaded = load(source, home, progress)
+    document = {"version": INVENTORY_VERSION, "inventory": loaded.network.inventory.to_json()}
+    write_whole(home / "inventories" / f"{source.key[:32]}.json", json.dumps(document).encode())
+    return loaded
+
+
+def known_profile(request: ProfileRequest, home: Path | str | None = None) -> SensitivityReport | None:
+    """The stored report that answers `request`, if there is one; it may cover more formats than asked."""
+    folder = home_folder(home)
+    inventory = known_inventory(request.model, folder)
+    return None if inventory is None else stored_report(request, inventory, folder)
+
+
+def stored_report(request: ProfileRequest, inventory: Inventory, home: Path) -> SensitivityReport | None:
+    """The report of exactly this request, or of the same request with more formats."""
+    document = read_json(_report_path(home, request.profile_id(inventory)))
+    if document is not None:
+        return SensitivityReport.from_json(document)
+    wanted = set(request.palette(inventory))
+    for path in sorted((home / "profiles").glob("*.json")):
+        other = read_json(path)
+        if other is None or other["inventory_fingerprint"] != inventory.fingerprint or not wanted <= set(other["formats"]):
+            continue
+        wider = replace(request, formats=tuple(other["formats"]))
+        if wider.profile_id(inventory) == other["id"]:
+            return SensitivityReport.from_json(other)
+    return None
+
+
+def profile_model(request: ProfileRequest, *, home: Path | str | None = None, progress: Progress = silent) -> SensitivityReport:
+    """Measure `request`, or find it measured. Interrupted, it goes on later from the last finished step.
+
+    Raises UsageError, UnknownName, ModelError.
+    """
+    request.check()
+    folder, source = home_folder(home), resolve(request.model)
+    inventory = _stored_inventory(source, folder)
+    if inventory is not None:
+        known = stored_report(request, inventory, folder)
+        if known is not None:
+            return known
+    loaded = load_model(source, folder, progress)
+    known = stored_report(request, loaded.network.inventory, folder)
+    return known if known is not None else _measure(request, prepare(request, loaded, folder), folder, progress)
+
+
+def prepare(request: ProfileRequest, loaded: Loaded, home: Path) -> Prepared:
+    """Calibration data and renderings for `request`. Raises UsageError when data is needed and cannot be had."""
+    from ..sensitivity.render import Renderings
+    from .data import load_calibration
+
+    calibration = None
+    if METRICS[request.metric].needs_data or request.rounding == "gptq":
+        calibration = load_calibration(loaded, request.calibration, tokens=request.tokens, seed=request.seed)
+    part = None if calibration is None or request.rounding != "gptq" else calibration.render
+    return Prepared(loaded, calibration, Renderings(home, loaded.network, request.rounding, part))  # type: ignore[arg-type]
+
+
+def _measure(request: ProfileRequest, prepared: Prepared, home: Path, progress: Progress) -> SensitivityReport:
+    from .solve import versions
+
+    network, calibration, renderings = prepared.loaded.network, prepared.calibration, prepared.renderings
+    inventory = network.inventory
+    identity, formats = request.profile_id(inventory), request.palette(inventory)
+    started = time.perf_counter()
+    with writing(renderings.folder):
+        renderings.make([(unit, fmt) for unit in inventory.units for fmt in formats], progress)
+    part = None if calibration is None or not METRICS[request.metric].needs_data else calibration.estimate
+    steps = StoredSteps(home / "partial" / f"{identity}.jsonl")
+    try:
+        estimate = METRICS[request.metric].estimate(network, renderings, part, formats, request.seed, steps, progress)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    report = SensitivityReport(
+        id=identity,
+        metric=request.metric,
+        quantity=estimate.quantity,
+        settings={"tokens": request.tokens, "calibration": request.calibration, "rounding": request.rounding},
+        units=tuple(unit.name for unit in inventory.units),
+        formats=formats,
+        loss=estimate.loss,
+        stderr=estimate.stderr,
+        batches=estimate.batches,
+        inventory_fingerprint=inventory.fingerprint,
+        render_fingerprint=renderings.fingerprint,
+        data_fingerprint="" if part is None else part.fingerprint,
+        seed=request.seed,
+        seconds=time.perf_counter() - started,
+        versions=versions(),
+    )
+    write_whole(_report_path(home, identity), json.dumps(report.to_json()).encode())
+    steps.finish()
+    return report
+
+
+def _stored_inventory(source: Source, home: Path) -> Inventory | None:
+    document = read_json(home / "inventories" / f"{source.key[:32]}.json")
+    if document is None or document.get("version") != INVENTORY_VERSION:
+        return None
+    return replace(Inventory.from_json(document["inventory"]), model_id=source.model_id)
+
+
+def _report_path(home: Path, identity: str) -> Path:
+    return home / "profiles" / f"{identity}.json"

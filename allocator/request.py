@@ -1,0 +1,130 @@
+"""Requests: what is asked of a profile and of a plan, checked at the door, and the ids that follow from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..kernels.formats import FORMATS
+from ..sensitivity import METRICS
+from ..sensitivity.units import Inventory
+from ..solvers import SOLVERS
+from .budget import Budget
+from .errors import UnknownName, UsageError
+from .targets import TARGETS
+
+DEFAULT_FORMATS = tuple(f"int{bits}-g64-asym" for bits in (2, 3, 4, 5, 6, 8))
+DEFAULT_TOKENS = 4096
+PROFILE_VERSION = 1  # raised when what a metric means changes: old profiles are then measured anew
+ROUNDINGS = ("gptq", "nearest")
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What a profile is measured with. `formats` None means the default palette; each model's own dtype is always part."""
+
+    model: str
+    metric: str = "kl_fisher"
+    formats: tuple[str, ...] | None = None
+    calibration: str | None = None
+    tokens: int = DEFAULT_TOKENS
+    seed: int = 0
+    rounding: str = "gptq"
+
+    def check(self) -> None:
+        """Raises UnknownName or UsageError before anything is loaded."""
+        _known("metric", self.metric, METRICS)
+        _known("rounding", self.rounding, ROUNDINGS)
+        for name in self.formats or ():
+            _known("format", name, FORMATS)
+        if self.formats is not None and not self.formats:
+            raise UsageError("the list of formats is empty; name at least one, or leave it out for the default")
+        if self.tokens < 64:
+            raise UsageError(f"{self.tokens} calibration tokens are too few; ask for at least 64")
+        if self.calibration is not None:
+            source = Path(self.calibration)
+            if not source.exists():
+                raise UsageError(f"calibration source {source} does not exist; give a text file, or a folder of texts or images")
+            if source.is_file() and not source.read_bytes()[:4096].strip():
+                raise UsageError(f"calibration source {source} is empty; give a file with text in it")
+
+    def palette(self, inventory: Inventory) -> tuple[str, ...]:
+        """The formats of the profile: the asked ones and the model's own dtypes, in order of width."""
+        own = {unit.native for unit in inventory.units}
+        names = own | set(self.formats or DEFAULT_FORMATS)
+        return tuple(name for name in sorted(FORMATS, key=_width) if name in names)
+
+    def profile_id(self, inventory: Inventory) -> str:
+        """SHA-256 of everything that the profile's numbers follow from."""
+        key = [
+            PROFILE_VERSION,
+            inventory.fingerprint,
+            self.metric,
+            self.palette(inventory),
+            calibration_digest(self.calibration),
+            self.tokens,
+            self.seed,
+            self.rounding,
+        ]
+        return hashlib.sha256(json.dumps(key).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is asked of a plan. `pins` are (regular expression, format): units whose whole name matches keep that format;
+    the format `native` stands for a unit's own dtype."""
+
+    profile: ProfileRequest
+    budget: str
+    target: str = "native"
+    solver: str = "best"
+    pins: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def measured(self) -> ProfileRequest:
+        """The profile that the plan needs: the asked one, with the formats that pins add to its palette."""
+        formats = self.profile.formats or DEFAULT_FORMATS
+        pinned = tuple(dict.fromkeys(fmt for _, fmt in self.pins if fmt != "native" and fmt not in formats))
+        return replace(self.profile, formats=(*formats, *pinned)) if pinned else self.profile
+
+    def check(self) -> None:
+        """Raises UnknownName or UsageError before anything is loaded."""
+        self.profile.check()
+        Budget.parse(self.budget)
+        _known("target", self.target, TARGETS)
+        _known("solver", self.solver, SOLVERS)
+        for pattern, fmt in self.pins:
+            if fmt != "native":
+                _known("format", fmt, FORMATS)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(f"pin {pattern!r} is not a regular expression ({error}); mend it or escape it") from error
+
+
+def calibration_digest(source: str | None) -> str:
+    """SHA-256 over the files of a calibration source, or a fixed word for the text that is shipped."""
+    if source is None:
+        return "shipped"
+    path = Path(source)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.name.encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _known(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise UnknownName(kind, name, known)
+
+
+def _width(name: str) -> tuple[Any, ...]:
+    fmt = FORMATS[name]
+    return fmt.bits, fmt.family == "float", -(fmt.group_size or 10**9), not fmt.symmetric, name

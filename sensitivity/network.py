@@ -1,0 +1,103 @@
+"""Network: a module with its inventory, and what its output means.
+
+Three kinds of output cover all models; for each this file says what is drawn from it, and how far two outputs are apart:
+
+    outputs    what the model gives              divergence of q from p             quantity
+    tokens     a distribution over each token    sum_v p_v log(p_v / q_v)           nats per token
+    classes    a distribution an example         the same                           nats per example
+    pooled     a unit vector u an example        1 - u_p . u_q                      cosine distance per example
+
+For the first two, `sampled_objective` is the sum of log p(y) over labels y drawn from the model's own distributions; for
+the last it is z . u with z standard normal. In each case half the second moment of its directional derivative is, to
+second order, the divergence itself: the Fisher information of the model's own output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .units import Inventory
+
+Batch = dict[str, Tensor]
+Pooling = Literal["mean", "first", "pooler", "none"]
+
+QUANTITIES = {
+    "tokens": "nats per token",
+    "classes": "nats per example",
+    "pooled": "cosine distance per example",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A plain module (see `plain.py`), its inventory, and how its hidden states are pooled where it has no softmax head."""
+
+    module: nn.Module
+    inventory: Inventory
+    pooling: Pooling = "none"
+
+    @property
+    def quantity(self) -> str:
+        return QUANTITIES[self.inventory.outputs]
+
+
+def run(network: Network, batch: Batch, module: nn.Module | None = None) -> Tensor:
+    """The output for one batch: logits (B, T, V), logits (B, C) or unit vectors (B, D). `module` runs in the network's
+    place when given (a quantized copy)."""
+    module = network.module if module is None else module
+    if hasattr(module, "config"):
+        options = {"use_cache": False} if network.inventory.outputs == "tokens" else {}
+        result = module(**batch, **options)
+    else:
+        result = module(batch["pixel_values"])
+    if network.inventory.outputs != "pooled":
+        logits: Tensor = result if isinstance(result, Tensor) else result.logits
+        return logits.float()
+    return functional.normalize(_pool(network.pooling, result, batch).float(), dim=-1)
+
+
+def _pool(pooling: Pooling, result: object, batch: Batch) -> Tensor:
+    if pooling == "pooler":
+        return result.pooler_output.flatten(1)  # type: ignore[attr-defined,no-any-return]
+    hidden: Tensor = result.last_hidden_state  # type: ignore[attr-defined]
+    if pooling == "first":
+        return hidden[:, 0]
+    mask = batch.get("attention_mask", torch.ones(hidden.shape[:2]))[..., None].to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+def predictions(network: Network, batch: Batch) -> int:
+    """N: how many distributions (or vectors) the model predicts for `batch`."""
+    if network.inventory.outputs == "tokens":
+        return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
+    return len(next(iter(batch.values())))
+
+
+def sampled_objective(network: Network, output: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+    """The scalar whose gradient is squared: sum of log p(y), y drawn from the output itself, or z . u, z from N(0, I)."""
+    if network.inventory.outputs == "pooled":
+        return (torch.randn(output.shape, generator=generator) * output).sum()
+    logits = output.flatten(0, -2)
+    with torch.no_grad():
+        probabilities = logits.softmax(-1)
+        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    losses = functional.cross_entropy(logits, labels, reduction="none")
+    if network.inventory.outputs == "tokens" and "attention_mask" in batch:
+        losses = losses * batch["attention_mask"].flatten()
+    return -losses.sum()
+
+
+def divergence(network: Network, reference: Tensor, output: Tensor, batch: Batch) -> Tensor:
+    """How far `output` is from `reference`, float64: one number a token (masked ones left out) or an example."""
+    if network.inventory.outputs == "pooled":
+        return (1 - (reference.double() * output.double()).sum(-1)).clamp_(min=0)
+    p, q = reference.flatten(0, -2).log_softmax(-1), output.flatten(0, -2).log_softmax(-1)
+    each = (p.exp() * (p - q)).sum(-1, dtype=torch.float64).clamp_(min=0)
+    if network.inventory.outputs == "tokens" and "attention_mask" in batch:
+        each = each[batch["attention_mask"].flatten().bool()]
+    return each

@@ -1,0 +1,33 @@
+"""weight_error: how far the stored weights are from the weights, sum (W - W_format)^2 over the unit. Needs no data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .calibration import Part
+from .estimate import Estimate, empty_table, measured_pairs
+from .network import Network
+from .progress import Progress, Steps
+from .render import Renderings, rendered_transposed, unit_weights
+
+
+def estimate(
+    network: Network,
+    renderings: Renderings,
+    part: Part | None,
+    formats: Sequence[str],
+    seed: int,
+    steps: Steps,
+    progress: Progress,
+) -> Estimate:
+    """Squared weight error for every unit and format; no sampling error."""
+    units = network.inventory.units
+    table = empty_table(units, formats)
+    for u, unit in enumerate(units):
+        progress("estimate", u, len(units))
+        weights = unit_weights(network.module, unit)
+        for f, fmt in measured_pairs(unit, formats):
+            pairs = zip(weights, renderings(unit, fmt), strict=True)
+            table[u, f] = sum(float((rendered_transposed(made).T - w).double().square().sum()) for w, made in pairs)
+    progress("estimate", len(units), len(units))
+    return Estimate(table, None, 0, "squared weight error")

@@ -1,0 +1,57 @@
+"""Set before anything is imported: one thread a process, no network, and never the user's own BITPLAN_HOME."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from shelf import Shelf
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+_HOME = tempfile.TemporaryDirectory(prefix="bitplan-tests-")
+
+
+def pytest_configure() -> None:
+    os.environ["BITPLAN_HOME"] = _HOME.name  # what a fixture wider than one test finds
+
+
+@pytest.fixture(autouse=True)
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BITPLAN_HOME", str(tmp_path / "bitplan-home"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real models and data that lies beside the checkout; tests that use it carry the mark `shared`."""
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """Tiny models that are profiled once a session; torch is loaded by the first test that asks."""
+    from shelf import Shelf
+
+    return Shelf(tmp_path_factory.mktemp("shelf"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not SHARED.is_dir():
+        for item in items:
+            if item.get_closest_marker("shared"):
+                item.add_marker(pytest.mark.skip(reason="the models and data of ../shared/data are not on this machine"))
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_tests:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu_tests:
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device on this machine"))

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitplan.solvers import ChoiceProblem, brute_force, frontier, recompute
+from problems import FAMILIES, WORKED_VERTICES, make, random_problem, worked
+
+
+def at_limit(problem: ChoiceProblem, limit: int) -> ChoiceProblem:
+    return ChoiceProblem(problem.loss, problem.cost, np.array([limit]), problem.allowed)
+
+
+def test_the_worked_frontier() -> None:
+    curve = frontier(worked(0))
+    assert np.column_stack([curve.budgets, curve.losses]) == pytest.approx(np.array(WORKED_VERTICES))
+    assert curve.multipliers.tolist() == pytest.approx([5, 3, 1.125, 0.9, 0])
+    assert [curve.choice(vertex).tolist() for vertex in (0, 2, 3, -1)] == [[0, 0, 0], [2, 0, 0], [2, 2, 0], [2, 2, 2]]
+
+
+@pytest.mark.parametrize(("limit", "vertex"), [(8, 0), (9, 1), (10, 2), (13, 2), (14, 3), (16, 4), (10**15, 4)])
+def test_lookup_gives_the_last_vertex_within_the_limit(limit: int, vertex: int) -> None:
+    assert frontier(worked(0)).lookup(limit) == vertex
+
+
+def test_lookup_below_everything_says_the_least_cost() -> None:
+    with pytest.raises(ValueError, match="a limit of 7 is below the least total cost, 8"):
+        frontier(worked(0)).lookup(7)
+
+
+def test_vertices_out_of_range_do_not_exist() -> None:
+    with pytest.raises(IndexError):
+        frontier(worked(0)).choice(5)
+
+
+def test_one_resource_only() -> None:
+    with pytest.raises(ValueError, match="over one resource, and this problem has 2"):
+        frontier(make([[1.0]], [[[1]], [[1]]], 1, 1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_vertex_is_the_optimum_of_its_budget(family: str, seed: int) -> None:
+    problem = random_problem(family, seed, 5, 4)
+    curve = frontier(problem)
+    spread = float(np.abs(problem.loss).max())
+    for vertex, (budget, loss) in enumerate(zip(curve.budgets.tolist(), curve.losses.tolist(), strict=True)):
+        total, cost = recompute(problem, curve.choice(vertex))
+        assert cost.tolist() == [budget]
+        assert loss == pytest.approx(total, rel=1e-12, abs=1e-15 * spread)
+        assert loss == pytest.approx(brute_force(at_limit(problem, budget)).loss, rel=1e-12, abs=1e-15 * spread)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_frontier_falls_ever_more_slowly(family: str) -> None:
+    curve = frontier(random_problem(family, 7, 40, 6))
+    assert np.all(np.diff(curve.budgets) > 0)
+    assert np.all(np.diff(curve.losses) < 0)
+    assert np.all(np.diff(curve.multipliers) <= 0)
+    slopes = -np.diff(curve.losses) / np.diff(curve.budgets)
+    assert slopes == pytest.approx(curve.multipliers[:-1], rel=1e-6)
+    assert curve.multipliers[-1] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lines_between_vertices_bound_every_budget(family: str) -> None:
+    problem = random_problem(family, 11, 4, 4)
+    curve = frontier(problem)
+    spread = float(np.abs(problem.loss).max())
+    for budget in np.linspace(curve.budgets[0], curve.budgets[-1], 9).astype(int).tolist():
+        line = float(np.interp(budget, curve.budgets, curve.losses))
+        best = brute_force(at_limit(problem, budget)).loss
+        assert line <= best * (1 + 1e-12) + 1e-15 * spread
+        assert best <= curve.losses[curve.lookup(budget)] * (1 + 1e-12) + 1e-15 * spread
+
+
+def test_the_ends_are_the_cheapest_and_the_best_choice() -> None:
+    # Equal costs: the one that loses less is the cheapest choice. Equal losses: the cheaper one is the best.
+    curve = frontier(make([[7.0, 5.0, 1.0, 1.0]], [[2, 2, 4, 9]], 0))
+    assert curve.budgets.tolist() == [2, 4]
+    assert (curve.choice(0).tolist(), curve.choice(1).tolist()) == ([1], [2])
+
+
+def test_points_on_an_edge_count() -> None:
+    curve = frontier(make([[4.0, 3.0, 2.0, 0.0]], [[0, 1, 2, 4]], 0))
+    assert curve.budgets.tolist() == [0, 1, 2, 4]
+    assert curve.multipliers.tolist() == [1, 1, 1, 0]
