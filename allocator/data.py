@@ -27,7 +27,7 @@ def load_calibration(loaded: Loaded, source: str | None, *, tokens: int, seed: i
             return _images(loaded, path, tokens, seed)
         tokenizer = _tokenizer(loaded)
         longest = min(_longest(loaded), getattr(tokenizer, "model_max_length", LONGEST))
-        make = text_windows if inventory.outputs == "tokens" else text_sentences
+        make = text_windows if inventory.outputs == "tokens" and inventory.family != "encoder" else text_sentences
         return make(read_text(path), tokenizer, tokens=tokens, longest=longest, seed=seed)
     except ValueError as error:
         raise UsageError(str(error)) from error

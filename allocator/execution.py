@@ -32,8 +32,9 @@ def execute(
     prepared = prepare_plan(plan, folder, progress)
     module = executed_module(prepared, plan.assignment, progress)
     if out is not None:
-        write(Path(out), module, prepared.loaded, plan)
-        stored = sum(measured_bytes(Path(out))[0].values())
+        target = Path(out).absolute()  # a new folder takes its place, though it were the one where we stand
+        write(target, module, prepared.loaded, plan)
+        stored = sum(measured_bytes(target)[0].values())
         if stored != plan.predicted.bytes.total:
             raise VerificationFailed(
                 f"{out} holds {stored} bytes of weights where plan {plan.id[:12]} promised {plan.predicted.bytes.total}; "

@@ -90,12 +90,17 @@ def rebuild_gguf(source: Source, home: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"gguf_file": source.path.name}
-    model = AutoModelForCausalLM.from_pretrained(source.path.parent, dtype=torch.bfloat16, **options)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        source.path.parent, dtype=torch.bfloat16, output_loading_info=True, **options
+    )
+    if info["missing_keys"]:
+        raise ModelError(f"{source.path} is not whole: {min(info['missing_keys'])!r} is missing; fetch it again")
     tokenizer = AutoTokenizer.from_pretrained(source.path.parent, **options)
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it is plain bf16 from here on
+    model.hf_quantizer = None  # else save_pretrained refuses
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     temporary.replace(folder)
@@ -132,7 +137,7 @@ def _load_folder(source: Source, folder: Path) -> Loaded:
         }
         module, info = cls.from_pretrained(folder, **options)
     missing = sorted(info["missing_keys"])
-    if missing and all(".".join(name.split(".")[:1]) == "pooler" for name in missing):
+    if missing and all(name.startswith("pooler.") for name in missing):
         module, info = cls.from_pretrained(folder, add_pooling_layer=False, **options)
         missing = sorted(info["missing_keys"])
     wrong = [*missing, *sorted(key[0] for key in info["mismatched_keys"]), *_further_layers(module, info["unexpected_keys"])]
@@ -174,7 +179,7 @@ def _network(source: Source, module: nn.Module, outputs: Outputs, pooling: Pooli
     elif main_input == "pixel_values":
         family = "vision"
     else:
-        family = "causal-lm" if outputs == "tokens" else "encoder"
+        family = "causal-lm" if outputs == "tokens" and "MaskedLM" not in inventory.architecture else "encoder"
     return Network(module.float(), type(inventory)(**{**inventory.__dict__, "family": family}), pooling)
 
 

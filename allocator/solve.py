@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import time
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..kernels.formats import FORMATS
 from ..sensitivity.report import SensitivityReport
-from ..sensitivity.units import Inventory
+from ..sensitivity.units import QUANTITIES, Inventory
 from ..solvers import SOLVERS
 from ..solvers.certificate import scaled
 from ..solvers.problem import ChoiceProblem, Solution
@@ -78,7 +79,7 @@ def _only(built: Built, choice: np.ndarray[tuple[int], np.dtype[np.int64]]) -> B
 def _untouched(built: Built, choice: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Solution:
     from ..solvers.certificate import answer
 
-    return answer(built.problem, choice, [Fraction(0)], "none", 0.0)
+    return answer(built.problem, choice, [Fraction(0)], "none", time.perf_counter())
 
 
 def _document(
@@ -155,7 +156,7 @@ def _predicted(inventory: Inventory, report: SensitivityReport | None, assignmen
     return Predicted(
         loss=loss,
         stderr=stderr,
-        quantity="" if report is None else report.quantity,
+        quantity=QUANTITIES[inventory.outputs] if report is None else report.quantity,
         bytes=BytesByPart(total=stored + inventory.fixed_bytes, fixed=inventory.fixed_bytes, by_format=by_format, **parts),
         stored_bits_per_weight=8 * stored / inventory.unit_parameters,
         nominal_bits_per_weight=nominal / inventory.unit_parameters,

@@ -111,7 +111,7 @@ def check_safetensors(path: Path) -> None:
         expected = 8 + length + max(ends, default=0)
         if expected != size:
             raise ValueError(f"{size} bytes where its header says {expected}")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is truncated or corrupt ({error}); fetch the file again") from error
 
 
@@ -183,7 +183,9 @@ def _check_shards(folder: Path) -> None:
         return
     try:
         shards = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+        if any(Path(shard).name != shard for shard in shards):
+            raise ValueError("it names files outside the folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} cannot be read; fetch the file again") from error
     missing = sorted(shard for shard in shards if not (folder / shard).exists())
     if missing:

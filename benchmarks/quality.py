@@ -90,9 +90,11 @@ def plans(built: dict[str, Built]) -> Iterator[tuple[str, np.ndarray[Any, np.dty
         assert solution.choice is not None
         yield metric, solution.choice, solution.loss if metric == "kl_fisher" else None
     problem = built["kl_fisher"].problem
-    for name, choice in (("uniform", single_format(problem)), ("uniform, filled", layer_order_fill(problem))):
-        if choice is not None:
-            yield name, choice, None
+    single, filled = single_format(problem), layer_order_fill(problem)
+    assert single is not None
+    yield "uniform", single, None
+    if filled is not None and not np.array_equal(single, filled):
+        yield "uniform, filled", filled, None
     for seed in range(RANDOM_PLANS):
         yield f"random {seed}", random_choice(problem, seed), None
 
@@ -128,14 +130,13 @@ def main() -> None:
             metric: build_problem(inventory, report, PlanRequest(request, str(budget), pins=pins))
             for metric, report in reports.items()
         }
-        baseline = None
-        for name, choice, predicted in plans(built):
-            one = built["kl_fisher"]
-            measured = compare(loaded.network, {"plan": executed_module(prepared, one.assignment(choice))}, part)
-            plan = measured["plan"]
-            if name == "kl_fisher":
-                baseline = plan
-            assert baseline is not None
+        one = built["kl_fisher"]
+        competitors = {name: (choice, predicted) for name, choice, predicted in plans(built)}
+        copies = {name: executed_module(prepared, one.assignment(choice)) for name, (choice, _) in competitors.items()}
+        measured = compare(loaded.network, copies, part)
+        baseline = measured["kl_fisher"]
+        for name, (choice, predicted) in competitors.items():
+            plan = measured[name]
             difference = plan.divergence - baseline.divergence
             cells.append(
                 {

@@ -77,9 +77,11 @@ def unstack(model: nn.Module) -> nn.Module:
 
 
 def is_stacked(module: nn.Module) -> bool:
-    """Whether `module` holds experts as transformers' stacked parameters."""
+    """Whether `module` holds experts as transformers' stacked parameters, and nothing else that could be lost."""
     down = getattr(module, "down_proj", None)
-    return isinstance(down, nn.Parameter) and down.dim() == 3 and hasattr(module, "has_gate") and hasattr(module, "act_fn")
+    declared = hasattr(module, "has_gate") and hasattr(module, "is_transposed")
+    names = {name.removesuffix("_bias") for name, _ in module.named_parameters()}
+    return isinstance(down, nn.Parameter) and down.dim() == 3 and declared and names <= {"gate_up_proj", "up_proj", "down_proj"}
 
 
 def _matrices(stacked: nn.Module, name: str) -> Iterator[nn.Linear]:

@@ -5,7 +5,7 @@ Three kinds of output cover all models; for each this file says what is drawn fr
     outputs    what the model gives              divergence of q from p             quantity
     tokens     a distribution over each token    sum_v p_v log(p_v / q_v)           nats per token
     classes    a distribution an example         the same                           nats per example
-    pooled     a unit vector u an example        1 - u_p . u_q                      cosine distance per example
+    pooled     a unit vector u an example        1 - u_p . u_q = |u_p - u_q|^2 / 2  cosine distance per example
 
 For the first two, `sampled_objective` is the sum of log p(y) over labels y drawn from the model's own distributions; for
 the last it is z . u with z standard normal. In each case half the second moment of its directional derivative is, to
@@ -21,16 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .units import Inventory
+from .units import QUANTITIES, Inventory
 
 Batch = dict[str, Tensor]
 Pooling = Literal["mean", "first", "pooler", "none"]
-
-QUANTITIES = {
-    "tokens": "nats per token",
-    "classes": "nats per example",
-    "pooled": "cosine distance per example",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +89,7 @@ def sampled_objective(network: Network, output: Tensor, batch: Batch, generator:
 def divergence(network: Network, reference: Tensor, output: Tensor, batch: Batch) -> Tensor:
     """How far `output` is from `reference`, float64: one number a token (masked ones left out) or an example."""
     if network.inventory.outputs == "pooled":
-        return (1 - (reference.double() * output.double()).sum(-1)).clamp_(min=0)
+        return (reference.double() - output.double()).square().sum(-1) / 2  # exact for small ones, where 1 - cosine is not
     p, q = reference.flatten(0, -2).log_softmax(-1), output.flatten(0, -2).log_softmax(-1)
     each = (p.exp() * (p - q)).sum(-1, dtype=torch.float64).clamp_(min=0)
     if network.inventory.outputs == "tokens" and "attention_mask" in batch:

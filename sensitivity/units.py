@@ -14,6 +14,12 @@ from ..kernels.formats import Format
 
 Kind = Literal["linear", "conv", "embedding", "expert"]
 Outputs = Literal["tokens", "classes", "pooled"]
+# What a loss counts, by what the model gives out.
+QUANTITIES: dict[Outputs, str] = {
+    "tokens": "nats per token",
+    "classes": "nats per example",
+    "pooled": "cosine distance per example",
+}
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 
 

@@ -6,6 +6,8 @@
                                 bitplan.allocator loads by its path; `residual` is a bare safetensors file; returns the folder
     save_images(folder)         a folder of small PNG images for the vision models; returns the folder
     calibration(kind)           three disjoint parts of data for `network(kind)`, a few hundred tokens or 16 images each
+    fewer(part, batches)        the first few batches of a part
+    starve(network, expert)     from now on no token of a mixture of experts (top 2) is ever sent to this expert
     tokenizer()                 byte-level BPE of 300 entries, trained on the text that the package ships
 
 KINDS lists them: `llama` (tied head), `untied`, `gpt2` (Conv1D), `mixtral` (4 experts, top 2), `bert` (pooled), `masked`
@@ -52,7 +54,8 @@ from transformers import (
 )
 
 from bitplan.allocator.residual import ResidualNetwork
-from bitplan.sensitivity.calibration import Calibration, images, read_text, text_sentences, text_windows
+from bitplan.sensitivity.calibration import Calibration, Part, images, read_text, text_sentences, text_windows
+from bitplan.sensitivity.experts import Experts
 from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.network import Network, Pooling
 from bitplan.sensitivity.plain import make_plain
@@ -133,10 +136,8 @@ KINDS: dict[str, Kind] = {
         "tokens",
     ),
     "bert": Kind(lambda: BertModel(BertConfig(**BERT), add_pooling_layer=False), torch.float32, "encoder", "pooled", "mean"),
-    "masked": Kind(lambda: BertForMaskedLM(BertConfig(**BERT)), torch.float32, "causal-lm", "tokens"),
-    "dinov2": Kind(
-        lambda: Dinov2Model(Dinov2Config(**{**VISION, "mlp_ratio": 2})), torch.float32, "vision", "pooled", "first"
-    ),
+    "masked": Kind(lambda: BertForMaskedLM(BertConfig(**BERT)), torch.float32, "encoder", "tokens"),
+    "dinov2": Kind(lambda: Dinov2Model(Dinov2Config(**{**VISION, "mlp_ratio": 2})), torch.float32, "vision", "pooled", "first"),
     "vit": Kind(lambda: ViTForImageClassification(ViTConfig(**VISION, num_labels=10)), torch.float32, "vision", "classes"),
     "resnet": Kind(
         lambda: ResNetForImageClassification(
@@ -202,6 +203,25 @@ def calibration(kind: str, tokens: int = 256, seed: int = 0) -> Calibration:
         return images([(pixels - 0.5) / 0.25 for pixels in _patches(48, side, seed)], None, tokens=tokens, seed=seed)
     make = text_sentences if entry.family == "encoder" and entry.outputs == "pooled" else text_windows
     return make(read_text(None)[:20_000], tokenizer(), tokens=tokens, longest=LONGEST // 2, seed=seed)
+
+
+def fewer(part: Part, batches: int) -> Part:
+    """The first `batches` batches of `part`."""
+    return Part(part.batches[:batches], part.digests)
+
+
+def starve(network: Network, expert: int) -> None:
+    """Send the tokens of `expert` to another one that they are not sent to already."""
+
+    def reroute(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, chosen, weights = inputs
+        others = torch.tensor([index for index in range(4) if index != expert])
+        free = (others[:, None, None] != chosen.flip(1)).int().argmax(0)  # not what the token's other slot holds
+        return hidden, torch.where(chosen == expert, others[free], chosen), weights
+
+    for child in network.module.modules():
+        if isinstance(child, Experts):
+            child.register_forward_pre_hook(reroute)
 
 
 @cache

@@ -279,13 +279,19 @@ def _linear(rng: np.random.Generator, items: int, options: int) -> Tables:
     return np.asarray(150.0 - cost, dtype=np.float64), cost
 
 
+def _near(rng: np.random.Generator, items: int, options: int) -> Tables:
+    """All but linear, in whole numbers: many choices lie close above the optimum, so that a bound off by little shows."""
+    cost = rng.integers(0, 30, (items, options))
+    return np.asarray(1000 * (30 - cost) + rng.integers(0, 100, cost.shape), dtype=np.float64), cost
+
+
 def _twins(rng: np.random.Generator, items: int, options: int) -> Tables:
     """Copies of one item."""
     loss, cost = _layers(rng, 1, options)
     return np.repeat(loss, items, axis=0), np.repeat(cost, items, axis=0)
 
 
-FAMILIES = {"layers": _layers, "wild": _wild, "whole": _whole, "wide": _wide, "linear": _linear, "twins": _twins}
+FAMILIES = {"layers": _layers, "wild": _wild, "whole": _whole, "wide": _wide, "linear": _linear, "near": _near, "twins": _twins}
 
 
 def random_problem(family: str, seed: int, items: int, options: int, *, holes: bool = True) -> ChoiceProblem:

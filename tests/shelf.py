@@ -8,6 +8,7 @@ from pathlib import Path
 
 import models
 from bitplan.allocator import ExecutionReport, Plan, PlanRequest, ProfileRequest, allocate_request, execute, verify
+from bitplan.sensitivity.calibration import read_text
 
 # One of each kind: dense, mixture of experts, encoder, vision, and two convolutional ones (in a folder, and a bare file).
 KINDS = ("llama", "mixtral", "bert", "dinov2", "resnet", "residual")
@@ -29,13 +30,20 @@ class Shelf:
     def images(self) -> Path:
         return models.save_images(self.root / "images", classes=3)
 
+    @cached_property
+    def text(self) -> Path:
+        """A part of the text that the package ships: less to tokenize."""
+        file = self.root / "text.txt"
+        file.write_text(read_text(None)[:24_000], encoding="utf-8")
+        return file
+
     def model(self, kind: str) -> Path:
         folder = self.root / kind
         return folder if folder.exists() else models.save(kind, folder)
 
     def profile_request(self, kind: str) -> ProfileRequest:
-        calibration = str(self.images) if models.KINDS[kind].takes_images else None
-        return ProfileRequest(str(self.model(kind)), formats=FORMATS, calibration=calibration, tokens=TOKENS)
+        source = self.images if models.KINDS[kind].takes_images else self.text
+        return ProfileRequest(str(self.model(kind)), formats=FORMATS, calibration=str(source), tokens=TOKENS)
 
     def request(self, kind: str, budget: str | None = None, target: str = "native") -> PlanRequest:
         """A budget of about five to seven bits a weight, where none is given."""

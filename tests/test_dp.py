@@ -71,6 +71,12 @@ def test_agrees_with_every_choice_tried(table: list[list[tuple[int, int]]], shar
     assert solution.loss == brute_force(problem).loss
 
 
+def test_bounds_drop_nothing_that_is_better() -> None:
+    for seed in range(200):
+        problem = random_problem("near", seed, 6, 5, holes=False)
+        assert dp.solve(problem).loss == brute_force(problem).loss
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_large_problems_are_proven(family: str) -> None:
     problem = random_problem(family, 1, 400, 7)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -90,12 +89,12 @@ REFUSALS: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
-def test_a_message_is_one_sentence(refusal: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One line that a terminal can show, without a full stop or a second sentence, and not only a name."""
+def test_a_message_is_one_sentence(refusal: Callable[[], object]) -> None:
+    """One line, no full stop, no second sentence (other libraries' words stand in brackets), and more than a name."""
     with pytest.raises(errors.BitplanError) as caught:
         refusal()
     message = str(caught.value)
     assert "\n" not in message
     assert len(message.split()) >= 6
-    assert not message.endswith(".")
-    assert re.search(r"[a-z]\. [A-Z]", message) is None
+    assert not message.removesuffix("...").endswith(".")
+    assert re.search(r"[a-z]\. [A-Z]", re.sub(r"\(.*?\)", "", message)) is None

@@ -25,17 +25,15 @@ def bytes_held(fmt: Format, shape: tuple[int, int]) -> dict[str, int]:
     return {"zeros": 0, **held}
 
 
-@pytest.mark.parametrize("name", INTS)
-def test_the_bytes_are_those_of_the_packed_tensors(name: str) -> None:
-    for shape in SHAPES:
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_bytes_are_those_of_the_packed_tensors(shape: tuple[int, int]) -> None:
+    for name in INTS:
         held = bytes_held(FORMATS[name], shape)
-        assert FORMATS[name].parts_bytes(shape) == held
-        assert FORMATS[name].stored_bytes(shape) == sum(held.values())
+        assert FORMATS[name].parts_bytes(shape) == held, name
+        assert FORMATS[name].stored_bytes(shape) == sum(held.values()), name
 
 
-@given(
-    st.integers(1, 8), st.sampled_from([32, 64, 96, 128, 1024, None]), st.booleans(), st.integers(1, 200), st.integers(1, 300)
-)
+@given(st.integers(1, 8), st.sampled_from([32, 64, 96, 128, 1024, None]), st.booleans(), st.integers(1, 200), st.integers(1, 300))
 @settings(deadline=None, max_examples=60)
 def test_the_bytes_of_any_width_group_and_shape(
     bits: int, group_size: int | None, symmetric: bool, outputs: int, inputs: int

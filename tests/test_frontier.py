@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bitplan.solvers import ChoiceProblem, brute_force, frontier, recompute
+from bitplan.solvers.frontier import hull_steps
 from problems import FAMILIES, WORKED_VERTICES, make, random_problem, worked
 
 
@@ -53,7 +54,10 @@ def test_every_vertex_is_the_optimum_of_its_budget(family: str, seed: int) -> No
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_frontier_falls_ever_more_slowly(family: str) -> None:
-    curve = frontier(random_problem(family, 7, 40, 6))
+    problem = random_problem(family, 7, 40, 6)
+    curve = frontier(problem)
+    costs = [recompute(problem, curve.choice(vertex))[1].tolist() for vertex in range(len(curve.budgets))]
+    assert costs == [[budget] for budget in curve.budgets.tolist()]
     assert np.all(np.diff(curve.budgets) > 0)
     assert np.all(np.diff(curve.losses) < 0)
     assert np.all(np.diff(curve.multipliers) <= 0)
@@ -85,3 +89,16 @@ def test_points_on_an_edge_count() -> None:
     curve = frontier(make([[4.0, 3.0, 2.0, 0.0]], [[0, 1, 2, 4]], 0))
     assert curve.budgets.tolist() == [0, 1, 2, 4]
     assert curve.multipliers.tolist() == [1, 1, 1, 0]
+
+
+def test_rounding_does_not_put_an_items_steps_out_of_order() -> None:
+    """The second step is the flatter one, and the steeper one in float64."""
+    first, second = 51321692128937652, 153965076386812954
+    assert first * 3 > second
+    assert float(second) / (3 * 410097) > float(first) / 410097
+    steps = hull_steps(
+        np.array([[first + second, second, 0]]), np.array([[0, 410097, 4 * 410097]]), np.ones((1, 3), dtype=np.bool_)
+    )
+    assert steps.option.tolist() == [1, 2]
+    assert steps.slope[0] >= steps.slope[1]
+    assert [steps.choice_after(taken).tolist() for taken in range(3)] == [[0], [1], [2]]

@@ -19,7 +19,9 @@ NAMES = ["int2-g32", "int2-g32-asym", "int3-g64-asym", "int4-row", "int4-g128-as
 def problem(inputs: int, outputs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (out, in) and the second moment of correlated inputs of unequal strength."""
     generator = torch.Generator().manual_seed(seed)
-    mixed = torch.randn(3 * inputs, inputs // 4 + 1, generator=generator) @ torch.randn(inputs // 4 + 1, inputs, generator=generator)
+    mixed = torch.randn(3 * inputs, inputs // 4 + 1, generator=generator) @ torch.randn(
+        inputs // 4 + 1, inputs, generator=generator
+    )
     x = mixed + 0.5 * torch.randn(3 * inputs, inputs, generator=generator)
     x *= torch.exp(torch.randn(inputs, generator=generator))
     return torch.randn(outputs, inputs, generator=generator) / inputs**0.5, x.T @ x

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -120,9 +121,9 @@ def gaussian_error(levels: list[float]) -> float:
     def density(x: float) -> float:
         return math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
-    edges = [-40.0, *((a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)), 40.0]
+    edges = [-40.0, *((a + b) / 2 for a, b in itertools.pairwise(levels)), 40.0]
     total = 0.0
-    for level, a, b in zip(levels, edges, edges[1:], strict=False):
+    for level, (a, b) in zip(levels, itertools.pairwise(edges), strict=True):
         mass = (math.erf(b / math.sqrt(2)) - math.erf(a / math.sqrt(2))) / 2
         total += mass * (1 + level * level) + a * density(a) - b * density(b) - 2 * level * (density(a) - density(b))
     return total

@@ -15,7 +15,6 @@ from bitplan.sensitivity.network import Network, run
 from bitplan.sensitivity.plain import make_plain
 from bitplan.sensitivity.units import Inventory
 
-
 EMPTY = nn.Linear(5, 1)
 EMPTY.weight = nn.Parameter(torch.empty(0, 5))
 
@@ -48,7 +47,9 @@ def test_every_tensor_is_counted_once_and_to_the_byte(network: tuple[str, nn.Mod
     weights = [f"{matrix.module}.weight" for unit in found.units for matrix in unit.matrices]
     assert sorted([*weights, *(tensor.name for tensor in found.fixed)]) == sorted(held)
     assert found.native_bytes == sum(tensor.nbytes for tensor in held.values())
-    assert found.native_bytes == sum(tensor.nbytes for tensor in stored(models.module(kind).to(models.KINDS[kind].dtype)).values())
+    assert found.native_bytes == sum(
+        tensor.nbytes for tensor in stored(models.module(kind).to(models.KINDS[kind].dtype)).values()
+    )
     assert found.fixed_bytes == sum(held[tensor.name].nbytes for tensor in found.fixed)
     for tensor in found.fixed:
         assert tensor.shape == tuple(held[tensor.name].shape)
@@ -113,7 +114,7 @@ def test_layers_and_roles() -> None:
     bert = inventory(plain("bert"))
     assert [unit.role for unit in bert.units if unit.layer == 0] == ["q", "k", "v", "o", "up", "down"]
     gpt2 = inventory(plain("gpt2"))
-    assert [unit.role for unit in gpt2.units if unit.layer == 0][0] == "qkv"
+    assert next(unit.role for unit in gpt2.units if unit.layer == 0) == "qkv"
     vit = inventory(plain("vit"))
     assert {unit.role for unit in vit.units} >= {"q", "k", "v", "o", "up", "down", "head", "conv"}
 

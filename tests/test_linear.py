@@ -80,7 +80,11 @@ def test_an_embedding_gives_the_rows_of_its_table(name: str, dtype: torch.dtype)
 def test_nothing_is_held_but_packed_tensors(name: str) -> None:
     torch.manual_seed(0)
     linear, conv = nn.Linear(70, 9), convolution("grouped")
-    weights = {"linear": rounded(linear.weight, name), "conv": rounded(conv.weight, name), "table": rounded(torch.randn(40, 70), name)}
+    weights = {
+        "linear": rounded(linear.weight, name),
+        "conv": rounded(conv.weight, name),
+        "table": rounded(torch.randn(40, 70), name),
+    }
     layers = [
         QuantizedLinear(weights["linear"], linear.bias),
         QuantizedConv2d(weights["conv"], conv),

@@ -138,3 +138,24 @@ def test_pieces_that_do_not_fit_together_are_refused() -> None:
         pack_weight(parse("int4-g32"), (5, 70), codes, scales, zeros)
     with pytest.raises(ValueError, match="needs zero points"):
         pack_weight(parse("int4-g32-asym"), (5, 70), codes, scales, None)
+
+
+@pytest.mark.parametrize("name", ["int3-g32", "int5-g32-asym"])
+def test_a_matrix_can_be_cut_at_multiples_of_32_outputs(name: str) -> None:
+    fmt = parse(name)
+    zeros = None if fmt.symmetric else random_codes(3, 77, fmt.bits, seed=1)
+    scales = torch.rand(3, 77).half()
+    codes = random_codes(70, 77, fmt.bits)
+    whole = pack_weight(fmt, (77, 70), codes, scales, zeros)
+    for start, stop in ((0, 32), (32, 64), (64, 96), (32, 77), (0, 5)):
+        part = whole.outputs(start, stop)
+        rows = slice(start, stop)
+        cut = None if zeros is None else zeros[:, rows]
+        expected = pack_weight(fmt, (min(stop, 77) - start, 70), codes[:, rows], scales[:, rows], cut)
+        assert part.shape == expected.shape
+        assert torch.equal(unpack(part.words, fmt.bits, 70), unpack(expected.words, fmt.bits, 70))
+        assert torch.equal(part.scales, expected.scales)
+        found, wanted = unpack_zeros(part), unpack_zeros(expected)
+        assert (found is None and wanted is None) or (found is not None and wanted is not None and torch.equal(found, wanted))
+    with pytest.raises(ValueError, match="multiples of 32 outputs, not at 8"):
+        whole.outputs(8, 40)

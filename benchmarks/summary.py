@@ -1,0 +1,115 @@
+"""What do the stored results say? Writes results/README.md from the JSON files beside it; measures nothing.
+
+python benchmarks/summary.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+NOTES = {
+    "smollm2-135m": "WikiText-2. The weights of this model lie on a 4-bit grid of groups of 32 already (it is rebuilt from a "
+    "Q4_1 GGUF), so 4 bits flatter every plan; judge by 2 to 3.5.",
+    "minilm-l6": "sentences of STS-B; the loss is the cosine distance of the pooled embedding.",
+    "dinov2-small": "images of ImageNet; the loss is the cosine distance of the class token.",
+}
+
+
+def provenance(document: dict[str, Any]) -> str:
+    machine, versions = document["machine"], document["versions"]
+    return (
+        f"`{document['command']}`, {document['date']}, {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['torch_threads']} torch thread(s), torch {versions['torch']}, transformers {versions['transformers']}"
+    )
+
+
+def quality(document: dict[str, Any], name: str) -> list[str]:
+    """One row a size: every competitor's measured loss, the best in bold."""
+    lines = [
+        f"### {name}: {document['quantity']}, lower is better",
+        "",
+        f"Held-out data: {NOTES[name]}",
+        "",
+        "| size | kl_fisher | uniform | output_error | weight_error | random, mean of 5 | below uniform | measured / predicted |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    sizes = list(dict.fromkeys(cell["size"] for cell in document["cells"]))
+    for size in sizes:
+        cells = {cell["plan"]: cell for cell in document["cells"] if cell["size"] == size}
+        losses = {
+            "kl_fisher": cells["kl_fisher"]["loss"],
+            "uniform": min(cell["loss"] for plan, cell in cells.items() if plan.startswith("uniform")),
+            "output_error": cells["output_error"]["loss"],
+            "weight_error": cells["weight_error"]["loss"],
+            "random": float(np.mean([cell["loss"] for plan, cell in cells.items() if plan.startswith("random")])),
+        }
+        least = min(losses.values())
+        shown = " | ".join(f"**{value:.4g}**" if value == least else f"{value:.4g}" for value in losses.values())
+        below = 1 - losses["kl_fisher"] / losses["uniform"]
+        ratio = losses["kl_fisher"] / cells["kl_fisher"]["predicted"]
+        lines.append(f"| {size} ({cells['kl_fisher']['limit_bytes']:,} bytes) | {shown} | {below:.0%} | {ratio:.2f} |")
+    return [*lines, "", provenance(document), ""]
+
+
+def judge(document: dict[str, Any], name: str) -> list[str]:
+    formats = list(document["metrics"][0]["rank_correlation"])
+    lines = [
+        f"### {name}: Spearman's rank correlation with the measured divergence of {len(document['units'])} single units",
+        "",
+        "| metric | " + " | ".join(formats) + " | all pairs | measured / estimated (median, " + formats[1] + ") |",
+        "| --- |" + " --- |" * (len(formats) + 2),
+    ]
+    for row in document["metrics"]:
+        numbers = " | ".join(f"{value:.3f}" for value in row["rank_correlation"].values())
+        ratio = row["median_measured_over_estimated"][formats[1]]
+        shown = f"{ratio:.2f}" if row["metric"] == "kl_fisher" else "other units"
+        lines.append(f"| {row['metric']} | {numbers} | {row['rank_correlation_all_pairs']:.3f} | {shown} |")
+    return [*lines, "", provenance(document), ""]
+
+
+def cost(document: dict[str, Any], name: str) -> list[str]:
+    again = max(document["planning_again_milliseconds"].values())
+    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in document["stage_seconds"].items() if seconds >= 1)
+    return [
+        f"### {name}: {document['units']} units, {len(document['formats'])} formats",
+        "",
+        f"Profile {document['profile_seconds']:.0f} s ({stages}), peak memory {document['peak_memory_bytes'] / 1e9:.2f} GB; "
+        f"planning again at {len(document['planning_again_milliseconds'])} budgets at most {again:.0f} ms each.",
+        "",
+        provenance(document),
+        "",
+    ]
+
+
+SECTIONS = (
+    ("quality", "Quality at equal stored bytes", quality),
+    ("judge", "Metrics against measured single units", judge),
+    ("cost", "Cost", cost),
+)
+
+
+def main() -> None:
+    lines = [
+        "# Results",
+        "",
+        "Written by `python benchmarks/summary.py` from the JSON files in this folder, which hold every number with its",
+        "standard error. Absolute times are of the machine named; compare ratios of one run.",
+        "",
+    ]
+    for prefix, title, section in SECTIONS:
+        files = sorted(RESULTS.glob(f"{prefix}-*.json"))
+        if files:
+            lines += [f"## {title}", ""]
+        for file in files:
+            lines += section(json.loads(file.read_text()), file.stem.removeprefix(f"{prefix}-"))
+    (RESULTS / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

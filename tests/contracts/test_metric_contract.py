@@ -1,0 +1,182 @@
+"""What every metric promises, held against each entry of METRICS on models of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import models
+from bitplan.kernels.formats import FORMATS
+from bitplan.sensitivity import METRICS
+from bitplan.sensitivity.estimate import Estimate
+from bitplan.sensitivity.inventory import take_inventory
+from bitplan.sensitivity.progress import Progress, Steps, compute_always, silent
+from bitplan.sensitivity.render import Renderings, admits
+
+Floats = npt.NDArray[np.float64]
+KINDS = ["llama", "mixtral", "dinov2", "residual"]  # tokens, tokens through experts, pooled vectors, classes
+PALETTE = ("int2-g32", "int4-g64-asym", "int8-row-asym", "fp16", "bf16", "fp32")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """An estimate, what it told of its progress, and whether the model was afterwards as it was before."""
+
+    estimate: Estimate
+    told: list[tuple[str, int, int]]
+    model_as_before: bool
+
+
+class Case:
+    """A model with its renderings and the data to estimate on; `run` estimates once for all tests."""
+
+    def __init__(self, kind: str, home: Path) -> None:
+        calibration = models.calibration(kind)
+        self.network = models.network(kind)
+        self.renderings = Renderings(home, self.network, "gptq", calibration.render)
+        self.renderings.make([(unit, fmt) for unit in self.network.inventory.units for fmt in PALETTE])
+        self.part = models.fewer(calibration.estimate, 3)
+        self.runs: dict[str, Run] = {}
+
+    def estimate(self, metric: str, steps: Steps = compute_always, progress: Progress = silent) -> Estimate:
+        data = self.part if METRICS[metric].needs_data else None
+        found: Estimate = METRICS[metric].estimate(self.network, self.renderings, data, PALETTE, 7, steps, progress)
+        return found
+
+    def run(self, metric: str) -> Run:
+        if metric not in self.runs:
+            told: list[tuple[str, int, int]] = []
+            before = self.state()
+            found = self.estimate(metric, progress=lambda *step: told.append(step))
+            self.runs[metric] = Run(found, told, self.state() == before)
+        return self.runs[metric]
+
+    def state(self) -> list[object]:
+        """All that an estimate could leave behind."""
+        module = self.network.module
+        left: list[object] = [take_inventory(module, model_id="", family="", outputs=self.network.inventory.outputs).fingerprint]
+        for name, child in module.named_modules():
+            left.append((name, type(child), child.training, len(child._forward_hooks), len(child._forward_pre_hooks)))
+        left += [(name, id(p), p.requires_grad, p.grad is None) for name, p in module.named_parameters()]
+        return [*left, torch.is_grad_enabled()]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(request.param, tmp_path_factory.mktemp("home"))
+
+
+metrics = pytest.mark.parametrize("metric", METRICS)
+
+
+@metrics
+def test_the_table_and_what_it_means(metric: str, case: Case) -> None:
+    units = case.network.inventory.units
+    found = case.run(metric).estimate
+    assert found.loss.shape == (len(units), len(PALETTE))
+    assert found.loss.dtype == np.float64
+    admitted = np.array([[admits(unit, FORMATS[fmt]) for fmt in PALETTE] for unit in units])
+    tables = [found.loss] if found.stderr is None else [found.loss, found.stderr]
+    for table in tables:
+        assert np.array_equal(np.isnan(table), ~admitted)
+        assert np.isfinite(table[admitted]).all()
+        assert (table[admitted] >= 0).all()
+    assert (found.stderr is not None) is METRICS[metric].needs_data  # a sample has a sampling error, all the weights have none
+    assert found.batches == (len(case.part.batches) if METRICS[metric].needs_data else 0)
+    assert found.quantity
+    if metric in ("kl_fisher", "divergence"):
+        assert found.quantity == case.network.quantity
+
+
+@metrics
+def test_its_own_format_costs_nothing_and_others_cost_more_the_fewer_bits(metric: str, case: Case) -> None:
+    units, loss = case.network.inventory.units, case.run(metric).estimate.loss
+    for u, unit in enumerate(units):
+        assert loss[u, PALETTE.index(unit.native)] == 0
+    totals = loss[:, :3].sum(axis=0)
+    assert totals[0] > 4 * totals[1] > 16 * totals[2] > 0
+
+
+@metrics
+def test_the_same_again_is_the_same(metric: str, case: Case) -> None:
+    one, two = case.run(metric).estimate, case.estimate(metric)
+    assert one.loss.tobytes() == two.loss.tobytes()
+    assert (one.stderr is None) is (two.stderr is None)
+    assert one.stderr is None or two.stderr is None or one.stderr.tobytes() == two.stderr.tobytes()
+
+
+@metrics
+def test_the_model_is_left_as_it_was(metric: str, case: Case) -> None:
+    assert case.run(metric).model_as_before
+
+
+@metrics
+def test_it_can_be_stopped_at_any_time_and_leaves_the_model_as_it_was(metric: str, case: Case) -> None:
+    before, told = case.state(), 0
+
+    def stop(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        told += 1
+        if done == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        case.estimate(metric, progress=stop)
+    assert told == 3
+    assert case.state() == before
+
+
+@metrics
+def test_progress_ends_where_it_said_it_would(metric: str, case: Case) -> None:
+    told = case.run(metric).told
+    total = told[0][2]
+    assert told == [("estimate", done, total) for done in range(total + 1)]
+
+
+@metrics
+def test_finished_steps_are_not_done_again(metric: str, case: Case) -> None:
+    """Interrupted after two steps and taken up again, it does the others only and gives the same table."""
+    kept: dict[str, Floats] = {}
+    computed: list[str] = []
+
+    def steps(name: str, compute: Callable[[], Floats]) -> Floats:
+        if name not in kept:
+            if len(computed) == 2:
+                computed.append("stop")
+                raise InterruptedError
+            computed.append(name)
+            kept[name] = compute()
+        return kept[name]
+
+    if metric == "weight_error":  # one pass over the weights: nothing worth keeping
+        case.estimate(metric, steps)
+        assert computed == []
+        return
+    with pytest.raises(InterruptedError):
+        case.estimate(metric, steps)
+    again = case.estimate(metric, steps)
+    assert len(computed) == len(set(computed))  # no step twice
+    assert len(kept) > 2
+    assert again.loss.tobytes() == case.run(metric).estimate.loss.tobytes()
+
+
+@metrics
+def test_data_is_asked_for_where_it_is_needed(metric: str, case: Case) -> None:
+    if not METRICS[metric].needs_data:
+        assert case.run(metric).estimate.batches == 0
+        return
+    with pytest.raises(ValueError, match=rf"{metric} needs calibration data; .*weight_error"):
+        METRICS[metric].estimate(case.network, case.renderings, None, PALETTE, 0, compute_always, silent)
+
+
+def test_every_metric_says_what_it_is() -> None:
+    for name, metric in METRICS.items():
+        assert metric.name == name
+        assert 20 < len(metric.summary) < 110
+        assert "\n" not in metric.summary
