@@ -150,7 +150,7 @@ def _filled(module: nn.Module, inventory: Inventory, plan: Plan, state: Mapping[
     for fixed in inventory.fixed:
         own[fixed.name].data = state[fixed.name].float() if state[fixed.name].is_floating_point() else state[fixed.name]
     if getattr(module, "pooler", None) is not None and not any(name.startswith("pooler.") for name in state):
-        module.pooler = None  # the checkpoint had none, see `models.py`
+        module._modules["pooler"] = None  # the checkpoint had none, see `models.py`
     return module.eval()
 
 

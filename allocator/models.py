@@ -90,9 +90,10 @@ def rebuild_gguf(source: Source, home: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"gguf_file": source.path.name}
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.path.parent, dtype=torch.bfloat16, output_loading_info=True, **options
     )
+    model, info = loaded
     if info["missing_keys"]:
         raise ModelError(f"{source.path} is not whole: {min(info['missing_keys'])!r} is missing; fetch it again")
     tokenizer = AutoTokenizer.from_pretrained(source.path.parent, **options)

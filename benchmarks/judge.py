@@ -27,8 +27,8 @@ from bitplan.sensitivity import METRICS
 from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.progress import compute_always, silent
 from machine import describe
+from quality import PALETTES
 
-PALETTE = ("int2-g128-asym", *(f"int{bits}-g64-asym" for bits in (2, 3, 4, 5, 6, 8)))
 JUDGED = ("int2-g64-asym", "int3-g64-asym", "int4-g64-asym")
 ESTIMATES = ("kl_fisher", "output_error", "weight_error")
 
@@ -43,7 +43,7 @@ def main() -> None:
     arguments.add_argument("--name", default="smollm2-135m")
     options = arguments.parse_args()
     home = home_folder()
-    request = ProfileRequest(options.model, formats=PALETTE, calibration=options.calibration, tokens=options.tokens)
+    request = ProfileRequest(options.model, formats=PALETTES["g64"], calibration=options.calibration, tokens=options.tokens)
     reports = {metric: profile_model(replace(request, metric=metric), home=home) for metric in ESTIMATES}
     prepared = prepare(request, load_model(resolve(options.model), home), home)
     network, calibration = prepared.loaded.network, prepared.calibration

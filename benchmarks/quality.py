@@ -3,9 +3,11 @@
 For one model, at exactly the stored bytes of uniform int2, int3 and int4 (groups of 64, asymmetric) and half way between them:
 the plan of each metric, the uniform plan (the better of the best single format and two neighbouring formats in layer
 order), and the mean of five random plans. All plans are made of the same renderings; embeddings and heads are pinned to
-their own dtype. The palette holds one format below int2-g64, so that there is something to choose at the smallest size.
+their own dtype. Every palette holds something below int2-g64, so that there is a choice at the smallest size; the uniform
+plan may use all of the palette too.
 
-    python benchmarks/quality.py MODEL --calibration SOURCE --evaluation SOURCE [--tokens N] [--evaluate N] [--name NAME]
+    python benchmarks/quality.py MODEL --calibration SOURCE --evaluation SOURCE [--tokens N] [--evaluate N] --name NAME
+        [--palette g64|g64+g128] [--metrics A,B] [--random N]
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ from bitplan.solvers.problem import ChoiceProblem
 from bitplan.solvers.uniform import layer_order_fill, single_format
 from machine import describe
 
-PALETTE = ("int2-g128-asym", *(f"int{bits}-g64-asym" for bits in (2, 3, 4, 5, 6, 8)))
-METRICS = ("kl_fisher", "output_error", "weight_error")
+PALETTES = {
+    "g64": ("int2-g128-asym", *(f"int{bits}-g64-asym" for bits in (2, 3, 4, 5, 6, 8))),
+    "g64+g128": (*(f"int{bits}-g128-asym" for bits in (2, 3, 4)), *(f"int{bits}-g64-asym" for bits in (2, 3, 4, 5, 6))),
+}
+METRICS = "kl_fisher,output_error,weight_error"
 SIZES = {
     "int2": ("int2", "int2"),
     "int2.5": ("int2", "int3"),
@@ -83,7 +88,7 @@ def random_choice(problem: ChoiceProblem, seed: int) -> np.ndarray[Any, np.dtype
     return choice
 
 
-def plans(built: dict[str, Built]) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[np.int64]], float | None]]:
+def plans(built: dict[str, Built], random_plans: int) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[np.int64]], float | None]]:
     """(name, choice, predicted loss) for every competitor."""
     for metric, one in built.items():
         solution = SOLVERS["best"](one.problem)
@@ -95,7 +100,7 @@ def plans(built: dict[str, Built]) -> Iterator[tuple[str, np.ndarray[Any, np.dty
     yield "uniform", single, None
     if filled is not None and not np.array_equal(single, filled):
         yield "uniform, filled", filled, None
-    for seed in range(RANDOM_PLANS):
+    for seed in range(random_plans):
         yield f"random {seed}", random_choice(problem, seed), None
 
 
@@ -107,12 +112,17 @@ def main() -> None:
     arguments.add_argument("--tokens", type=int, default=4096)
     arguments.add_argument("--evaluate", type=int, default=4096)
     arguments.add_argument("--name", required=True)
+    arguments.add_argument("--palette", choices=PALETTES, default="g64")
+    arguments.add_argument("--metrics", default=METRICS)
+    arguments.add_argument("--random", type=int, default=RANDOM_PLANS)
     options = arguments.parse_args()
     started = time.perf_counter()
     home = home_folder()
-    request = ProfileRequest(options.model, formats=PALETTE, calibration=options.calibration, tokens=options.tokens)
+    request = ProfileRequest(
+        options.model, formats=PALETTES[options.palette], calibration=options.calibration, tokens=options.tokens
+    )
     reports: dict[str, SensitivityReport] = {}
-    for metric in METRICS:
+    for metric in options.metrics.split(","):
         reports[metric] = profile_model(replace(request, metric=metric), home=home)
         print(f"{metric}: profiled in {reports[metric].seconds:.0f} s", flush=True)
     loaded = load_model(resolve(options.model), home)
@@ -131,7 +141,7 @@ def main() -> None:
             for metric, report in reports.items()
         }
         one = built["kl_fisher"]
-        competitors = {name: (choice, predicted) for name, choice, predicted in plans(built)}
+        competitors = {name: (choice, predicted) for name, choice, predicted in plans(built, options.random)}
         copies = {name: executed_module(prepared, one.assignment(choice)) for name, (choice, _) in competitors.items()}
         measured = compare(loaded.network, copies, part)
         baseline = measured["kl_fisher"]
@@ -156,12 +166,13 @@ def main() -> None:
             print(f"{size:7} {name:16} loss {plan.loss:.5g} +- {plan.loss_stderr:.2g}  predicted {predicted}", flush=True)
     document = {
         "question": "which metric makes the best plan of a given size",
-        "command": f"python benchmarks/quality.py {options.model} --tokens {options.tokens} --evaluate {options.evaluate}",
+        "command": f"python benchmarks/quality.py {options.model} --tokens {options.tokens} --evaluate {options.evaluate} "
+        f"--palette {options.palette} --metrics {options.metrics} --random {options.random}",
         "model": options.model,
         "calibration": Path(options.calibration).name,
         "evaluation": Path(options.evaluation).name,
         "quantity": loaded.network.quantity,
-        "palette": PALETTE,
+        "palette": PALETTES[options.palette],
         "examples": part.examples,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": describe(),

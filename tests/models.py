@@ -30,28 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertModel,
-    Dinov2Config,
-    Dinov2Model,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedTokenizerFast,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
 
 from bitplan.allocator.residual import ResidualNetwork
 from bitplan.sensitivity.calibration import Calibration, Part, images, read_text, text_sentences, text_windows
@@ -61,6 +44,7 @@ from bitplan.sensitivity.network import Network, Pooling
 from bitplan.sensitivity.plain import make_plain
 from bitplan.sensitivity.units import Outputs
 
+hf: Any = transformers  # its configurations are typed by their fields alone, which are not all that they take
 VOCABULARY = 300
 LONGEST = 64  # tokens a text model can take
 SIDE = 16  # pixels of an image
@@ -110,20 +94,20 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "llama": Kind(
-        lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True)), torch.bfloat16, "causal-lm", "tokens"
+        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA, tie_word_embeddings=True)), torch.bfloat16, "causal-lm", "tokens"
     ),
     "untied": Kind(
-        lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=False)), torch.float16, "causal-lm", "tokens"
+        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA, tie_word_embeddings=False)), torch.float16, "causal-lm", "tokens"
     ),
     "gpt2": Kind(
-        lambda: GPT2LMHeadModel(GPT2Config(**TEXT, n_embd=48, n_layer=2, n_head=4, n_positions=LONGEST)),
+        lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**TEXT, n_embd=48, n_layer=2, n_head=4, n_positions=LONGEST)),
         torch.float32,
         "causal-lm",
         "tokens",
     ),
     "mixtral": Kind(
-        lambda: MixtralForCausalLM(
-            MixtralConfig(
+        lambda: hf.MixtralForCausalLM(
+            hf.MixtralConfig(
                 **{**LLAMA, "intermediate_size": 48},
                 num_local_experts=4,
                 num_experts_per_tok=2,
@@ -135,13 +119,17 @@ KINDS: dict[str, Kind] = {
         "mixture-of-experts",
         "tokens",
     ),
-    "bert": Kind(lambda: BertModel(BertConfig(**BERT), add_pooling_layer=False), torch.float32, "encoder", "pooled", "mean"),
-    "masked": Kind(lambda: BertForMaskedLM(BertConfig(**BERT)), torch.float32, "encoder", "tokens"),
-    "dinov2": Kind(lambda: Dinov2Model(Dinov2Config(**{**VISION, "mlp_ratio": 2})), torch.float32, "vision", "pooled", "first"),
-    "vit": Kind(lambda: ViTForImageClassification(ViTConfig(**VISION, num_labels=10)), torch.float32, "vision", "classes"),
+    "bert": Kind(
+        lambda: hf.BertModel(hf.BertConfig(**BERT), add_pooling_layer=False), torch.float32, "encoder", "pooled", "mean"
+    ),
+    "masked": Kind(lambda: hf.BertForMaskedLM(hf.BertConfig(**BERT)), torch.float32, "encoder", "tokens"),
+    "dinov2": Kind(
+        lambda: hf.Dinov2Model(hf.Dinov2Config(**{**VISION, "mlp_ratio": 2})), torch.float32, "vision", "pooled", "first"
+    ),
+    "vit": Kind(lambda: hf.ViTForImageClassification(hf.ViTConfig(**VISION, num_labels=10)), torch.float32, "vision", "classes"),
     "resnet": Kind(
-        lambda: ResNetForImageClassification(
-            ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10)
+        lambda: hf.ResNetForImageClassification(
+            hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10)
         ),
         torch.float32,
         "convolutional",
@@ -225,7 +213,7 @@ def starve(network: Network, expert: int) -> None:
 
 
 @cache
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Any:
     """A byte-level BPE tokenizer, made offline."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -237,7 +225,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(read_text(None)[:20_000].splitlines(), trainer)
-    return PreTrainedTokenizerFast(
+    return hf.PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="<end>", bos_token="<end>", pad_token="<end>", model_max_length=LONGEST
     )
 

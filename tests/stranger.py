@@ -22,7 +22,7 @@ def check(text: str) -> Fraction:
     least = [min(e + price * c for e, c in zip(*row, strict=True) if e is not None) for row in zip(loss, cost, strict=True)]
     bound = sum(least) - price * proof["limit"]
     total = sum(loss[i][j] for i, j in enumerate(choice))
-    gap = total - bound
+    gap: Fraction = total - bound
     assert gap >= 0, "the bound lies above a plan within the limit"
     assert (proof["proof"] == "multipliers") == (gap == 0)
     scale = proof["loss_scale"]

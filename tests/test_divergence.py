@@ -46,7 +46,7 @@ def test_it_is_what_a_copy_with_that_one_unit_changed_shows(kind: str, tmp_path:
 
 def test_it_agrees_with_the_estimate_in_order(tmp_path: Path) -> None:
     """The estimate's use is to rank: over all units of a dense model the two must go together."""
-    network, part = models.network("untied"), models.calibration("untied").estimate
+    network, part = models.network("untied"), models.fewer(models.calibration("untied").estimate, 4)
     made = renderings(tmp_path, network)
     measured, estimated = (
         metric.estimate(network, made, part, ("int5-row",), 0, compute_always, silent).loss[:, 0]
@@ -57,7 +57,7 @@ def test_it_agrees_with_the_estimate_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "mixtral", "resnet"])
 def test_the_weights_are_put_back_even_after_an_error(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, part = models.network(kind), models.calibration(kind).estimate
+    network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 2)
     made = renderings(tmp_path, network)
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
     passes = 0
@@ -78,7 +78,7 @@ def test_the_weights_are_put_back_even_after_an_error(kind: str, tmp_path: Path,
 
 def test_a_half_written_unit_is_put_back(tmp_path: Path) -> None:
     """An expert's second matrix cannot be read: the first one must not stay changed."""
-    network, part = models.network("mixtral"), models.calibration("mixtral").estimate
+    network, part = models.network("mixtral"), models.fewer(models.calibration("mixtral").estimate, 2)
     made = renderings(tmp_path, network)
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
 

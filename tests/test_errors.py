@@ -60,9 +60,8 @@ def test_infeasible_carries_the_range_as_numbers() -> None:
     assert (error.minimum_bytes, error.maximum_bytes) == (10, 20)
 
 
-def plan_for(budget: str, **settings: str) -> Callable[[], Plan]:
-    profile = ProfileRequest("tiny", **{name: value for name, value in settings.items() if name == "metric"})
-    request = PlanRequest(profile, budget, target=settings.get("target", "native"), pins=((settings.get("pin", ".*"), "int4-g64"),))
+def plan_for(budget: str, metric: str = "kl_fisher", target: str = "native", pin: str = ".*") -> Callable[[], Plan]:
+    request = PlanRequest(ProfileRequest("tiny", metric), budget, target, pins=((pin, "int4-g64"),))
     return lambda: plan_from_profile(fakes.inventory(), fakes.report(request.measured), request)
 
 

@@ -68,9 +68,7 @@ save_file(outputs, made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_loaded_elsewhere_it_gives_the_same_bits(
-    kind: str, shelf: Shelf, loaded_elsewhere: dict[str, Tensor]
-) -> None:
+def test_saved_and_loaded_elsewhere_it_gives_the_same_bits(kind: str, shelf: Shelf, loaded_elsewhere: dict[str, Tensor]) -> None:
     module = execute(shelf.plan(kind), home=shelf.home)
     assert torch.equal(output(kind, module), loaded_elsewhere[kind])
     assert not torch.equal(output(kind, module), output(kind, models.network(kind).module))
@@ -119,7 +117,7 @@ def test_in_memory_it_is_no_larger(kind: str, shelf: Shelf) -> None:
     """Nothing beside the packed words is kept of a unit that was quantized; all else is held in float32."""
     module, plan = load_executed(shelf.executed(kind)), shelf.plan(kind)
     found = models.network(kind).inventory
-    held = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items()}
+    held = dict(module.state_dict(keep_vars=True))
     packed = [name for name in held if name.rpartition(".")[2] in ("words", "scales", "zeros")]
     own = {id(held[name]): held[name].nbytes for name in packed}
     assert sum(own.values()) == sum(getattr(plan.predicted.bytes, part) for part in ("codes", "scales", "zeros"))

@@ -29,7 +29,9 @@ def altered(plan: Plan, change: Callable[[dict[str, Any]], object]) -> Plan:
 class TestMismatch:
     def test_another_model(self, shelf: Shelf) -> None:
         plan = altered(shelf.plan("llama"), lambda d: d["model"].update(id=str(shelf.model("bert"))))
-        with pytest.raises(PlanMismatch, match="disagree about .* units, .* first; the plan was made for another model") as caught:
+        with pytest.raises(
+            PlanMismatch, match=r"disagree about .* units, .* first; the plan was made for another model"
+        ) as caught:
             execute(plan, home=shelf.home)
         assert "embeddings.word_embeddings" in str(caught.value)
 
@@ -61,7 +63,7 @@ class TestMismatch:
         model = str(shelf.model("llama"))
         plan = allocate(model, "40%", formats=["int4-g64"], calibration=str(text), tokens=256, home=shelf.home)
         text.write_text(shelf.text.read_text()[1000:])
-        with pytest.raises(PlanMismatch, match="calibration data of the plan is not what it was .*; put it back, or plan again"):
+        with pytest.raises(PlanMismatch, match=r"calibration data of the plan is not what it was .*; put it back, or plan again"):
             execute(plan, home=shelf.home)
         text.unlink()
         with pytest.raises(UsageError, match="does not exist"):
@@ -116,7 +118,9 @@ def test_a_copy_with_nothing_replaced_is_the_original(shelf: Shelf) -> None:
 def test_floats_are_cast_and_put_in_place(shelf: Shelf) -> None:
     """fp32 units in bf16: the numbers are rounded, the shapes stay."""
     model = str(shelf.model("residual"))
-    plan = allocate(model, "100%", metric="weight_error", rounding="nearest", formats=["bf16"], pins={".*": "bf16"}, home=shelf.home)
+    plan = allocate(
+        model, "100%", metric="weight_error", rounding="nearest", formats=["bf16"], pins={".*": "bf16"}, home=shelf.home
+    )
     module = execute(plan, home=shelf.home)
     original = models.network("residual")
     for unit in original.inventory.units:

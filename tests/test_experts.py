@@ -1,37 +1,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AriaTextConfig,
-    GptOssConfig,
-    GptOssForCausalLM,
-    MixtralConfig,
-    NemotronHConfig,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
-from transformers.models.aria.modeling_aria import AriaExperts
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
-from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
+from transformers.models.aria import modeling_aria
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.models.mixtral import modeling_mixtral
+from transformers.models.nemotron_h import modeling_nemotron_h
 
 import models
 from bitplan.sensitivity.experts import Expert, Experts, is_stacked, unstack
 
+aria: Any = modeling_aria
+gpt_oss: Any = modeling_gpt_oss
+mixtral: Any = modeling_mixtral
+nemotron: Any = modeling_nemotron_h
 STACKED: dict[str, Callable[[], nn.Module]] = {
-    "mixtral": lambda: MixtralExperts(MixtralConfig(hidden_size=24, intermediate_size=20, num_local_experts=5)),
-    "gpt-oss": lambda: GptOssExperts(  # stored transposed, biases, a gate of its own
-        GptOssConfig(hidden_size=24, intermediate_size=20, num_local_experts=5)
+    "mixtral": lambda: mixtral.MixtralExperts(models.hf.MixtralConfig(hidden_size=24, intermediate_size=20, num_local_experts=5)),
+    "gpt-oss": lambda: gpt_oss.GptOssExperts(  # stored transposed, biases, a gate of its own
+        models.hf.GptOssConfig(hidden_size=24, intermediate_size=20, num_local_experts=5)
     ),
-    "aria": lambda: AriaExperts(  # stored transposed
-        AriaTextConfig(hidden_size=24, intermediate_size=20, moe_num_experts=5, num_attention_heads=2, num_key_value_heads=2)
+    "aria": lambda: aria.AriaExperts(  # stored transposed
+        models.hf.AriaTextConfig(
+            hidden_size=24, intermediate_size=20, moe_num_experts=5, num_attention_heads=2, num_key_value_heads=2
+        )
     ),
-    "nemotron": lambda: NemotronHExperts(  # no gate
-        NemotronHConfig(hidden_size=24, moe_intermediate_size=20, n_routed_experts=5, mlp_hidden_act="relu2")
+    "nemotron": lambda: nemotron.NemotronHExperts(  # no gate
+        models.hf.NemotronHConfig(hidden_size=24, moe_intermediate_size=20, n_routed_experts=5, mlp_hidden_act="relu2")
     ),
 }
 
@@ -81,8 +79,8 @@ def test_no_tokens_at_all(name: str) -> None:
     assert experts(torch.empty(0, 24), *nothing).shape == (0, 24)
 
 
-def small_gpt_oss() -> nn.Module:
-    config = GptOssConfig(
+def small_gpt_oss() -> Any:
+    config = models.hf.GptOssConfig(
         vocab_size=50,
         hidden_size=24,
         intermediate_size=20,
@@ -93,11 +91,11 @@ def small_gpt_oss() -> nn.Module:
         num_local_experts=4,
         num_experts_per_tok=2,
     )
-    return GptOssForCausalLM(config)
+    return models.hf.GptOssForCausalLM(config)
 
 
-def small_qwen() -> nn.Module:
-    config = Qwen3MoeConfig(
+def small_qwen() -> Any:
+    config = models.hf.Qwen3MoeConfig(
         vocab_size=50,
         hidden_size=24,
         moe_intermediate_size=20,
@@ -108,14 +106,14 @@ def small_qwen() -> nn.Module:
         num_experts=4,
         num_experts_per_tok=2,
     )
-    return Qwen3MoeForCausalLM(config)
+    return models.hf.Qwen3MoeForCausalLM(config)
 
 
 @pytest.mark.parametrize(
     "build", [lambda: models.module("mixtral"), small_gpt_oss, small_qwen], ids=["mixtral", "gpt-oss", "qwen"]
 )
 @torch.no_grad()
-def test_a_model_gives_the_same_logits_after_unstacking(build: Callable[[], nn.Module]) -> None:
+def test_a_model_gives_the_same_logits_after_unstacking(build: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     model = build().eval()
     ids = torch.randint(50, (2, 9))

@@ -114,9 +114,7 @@ class TestExplain:
 
 
 def test_a_plan_read_back_explains_the_same() -> None:
-    plan = plan_from_profile(
-        fakes.inventory(), fakes.report(ProfileRequest("tiny")), PlanRequest(ProfileRequest("tiny"), "30%")
-    )
+    plan = plan_from_profile(fakes.inventory(), fakes.report(ProfileRequest("tiny")), PlanRequest(ProfileRequest("tiny"), "30%"))
     again = Plan.from_json(plan.to_json())
     assert again.frontier() == plan.frontier()
     assert all(again.explain(unit) == plan.explain(unit) for unit in plan.assignment)

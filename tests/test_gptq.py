@@ -130,6 +130,23 @@ def test_the_factor_is_that_of_the_damped_moment_in_falling_order() -> None:
     assert upper.T @ upper == pytest.approx(np.linalg.inv(h[np.ix_(order, order)]), rel=1e-4, abs=1e-8)
 
 
+def test_the_importance_of_an_input_is_its_share_of_the_mean_diagonal() -> None:
+    _, moment = problem(20, 1)
+    moment[7] = moment[:, 7] = 0  # never occurs: taken for an average one
+    expected = moment.diagonal() / moment.diagonal().mean()
+    expected[7] = 1
+    assert torch.allclose(inverse_factor(moment).importance, expected, rtol=1e-5)
+
+
+def test_the_grids_are_fitted_by_importance() -> None:
+    weight, moment = problem(64, 30)
+    factor = inverse_factor(moment)
+    (packed,) = round_gptq(weight, factor, [parse("int2-g32")])
+    weighed, plain = (grid.fit_grids(weight.T.contiguous(), parse("int2-g32"), by)[0] for by in (factor.importance, None))
+    assert torch.equal(packed.scales.float(), weighed)
+    assert not torch.equal(weighed, plain)
+
+
 def test_equal_inputs_keep_their_order() -> None:
     assert inverse_factor(torch.eye(50) * 7).order.tolist() == list(range(50))
 
@@ -189,10 +206,10 @@ def test_rows_do_not_mind_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large matrix goes through the loop a few rows at a time; shuffled rows come out shuffled."""
     weight, moment = problem(70, 33)
     factor, fmt = inverse_factor(moment), Format("int", 3, 32, symmetric=False)
-    whole = dequantize(*round_gptq(weight, factor, [fmt]))
+    whole = dequantize(round_gptq(weight, factor, [fmt])[0])
     shuffled = torch.randperm(33, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(gptq, "WEIGHTS_AT_ONCE", 5 * 70)
-    pieces = dequantize(*round_gptq(weight[shuffled], factor, [fmt]))
+    pieces = dequantize(round_gptq(weight[shuffled], factor, [fmt])[0])
     different = (whole[shuffled] != pieces).any(1)
     assert int(different.sum()) <= 1  # another order of summation may decide one near tie otherwise
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, T5Config, T5EncoderModel
 
 import models
 from bitplan.kernels.formats import FORMATS
@@ -149,9 +148,9 @@ def test_the_fingerprint_knows_names_types_and_shapes() -> None:
     def made(**layers: nn.Module) -> str:
         return inventory(nn.ModuleDict(layers)).fingerprint
 
-    def linear(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
-        layer = nn.Linear(*shape, bias=False)
-        layer.weight = nn.Parameter(torch.zeros(shape[1], shape[0], dtype=dtype))
+    def linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
+        layer = nn.Linear(inputs, outputs, bias=False)
+        layer.weight = nn.Parameter(torch.zeros(outputs, inputs, dtype=dtype))
         return layer
 
     prints = [
@@ -201,10 +200,10 @@ def test_what_cannot_be_planned_is_left_alone(layer: nn.Module, reason: str) -> 
 
 def test_a_module_that_does_more_than_multiply_is_left_alone() -> None:
     """Gemma scales what its table gives and shares the table with its head: packing either would change the model."""
-    config = Gemma3TextConfig(
+    config = models.hf.Gemma3TextConfig(
         vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, head_dim=16
     )
-    found = inventory(make_plain(Gemma3ForCausalLM(config)))
+    found = inventory(make_plain(models.hf.Gemma3ForCausalLM(config)))
     assert "model.layers.0.mlp.down_proj" in {unit.name for unit in found.units}
     assert not {unit.role for unit in found.units} & {"embedding", "head"}
     assert "scaled table" in next(tensor.reason for tensor in found.fixed if tensor.name == "model.embed_tokens.weight")
@@ -217,8 +216,8 @@ def test_a_weight_that_is_read_and_not_called_is_left_alone() -> None:
 
 def test_a_table_under_two_modules_is_one_unit() -> None:
     """T5 names its table `shared` and looks it up as `encoder.embed_tokens`; both must hold what is packed."""
-    config = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
-    module = make_plain(T5EncoderModel(config))
+    config = models.hf.T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    module = make_plain(models.hf.T5EncoderModel(config))
     found = inventory(module)
     (table,) = (unit for unit in found.units if unit.kind == "embedding")
     assert {table.name, *table.shared_with} == {"shared", "encoder.embed_tokens"}

@@ -169,11 +169,11 @@ def test_it_is_the_measured_divergence_for_small_changes(kind: str, tmp_path: Pa
     formats, part = ("int6-g32-asym",), models.fewer(models.calibration(kind).estimate, 2)
     made = renderings(tmp_path, network, formats)
     draws = np.stack(
-        [kl_fisher.estimate(network, made, part, formats, 10 * seed, compute_always, silent).loss for seed in range(40)]
+        [kl_fisher.estimate(network, made, part, formats, 10 * seed, compute_always, silent).loss for seed in range(24)]
     )
     measured = divergence.estimate(network, made, part, formats, 0, compute_always, silent).loss
-    error = draws.std(axis=0, ddof=1) / 40**0.5
-    assert bool((error < 0.25 * measured).all())  # else the test says nothing
+    error = draws.std(axis=0, ddof=1) / 24**0.5
+    assert bool((error < 0.35 * measured).all())  # else the test says nothing
     assert bool((np.abs(draws.mean(axis=0) - measured) < 4.5 * error + 0.03 * measured).all())
 
 

@@ -71,6 +71,9 @@ def test_what_was_saved_is_what_is_loaded(kind: str, shelf: Shelf, tmp_path: Pat
     assert found.architecture == type(network.module).__name__
 
 
+AUTO_MAP = {"AutoConfig": "configuration_evil.EvilConfig", "AutoModelForCausalLM": "modeling_evil.EvilForCausalLM"}
+
+
 class TestForeignCode:
     """A model folder may hold Python files; none is ever run."""
 
@@ -82,15 +85,13 @@ class TestForeignCode:
             (llama / name).write_text(source)
         return marker
 
-    AUTO_MAP = {"AutoConfig": "configuration_evil.EvilConfig", "AutoModelForCausalLM": "modeling_evil.EvilForCausalLM"}
-
     def test_a_model_that_needs_its_own_code_is_refused(self, llama: Path, trap: Path) -> None:
-        configure(llama, architectures=["EvilForCausalLM"], model_type="evil", auto_map=self.AUTO_MAP)
+        configure(llama, architectures=["EvilForCausalLM"], model_type="evil", auto_map=AUTO_MAP)
         refused(llama, "run by code in its own repository, which bitplan never executes; use a model whose architecture")
         assert not trap.exists()
 
     def test_code_beside_a_known_architecture_is_passed_over(self, llama: Path, trap: Path) -> None:
-        configure(llama, auto_map=self.AUTO_MAP)
+        configure(llama, auto_map=AUTO_MAP)
         assert inspect_model(str(llama)).architecture == "LlamaForCausalLM"
         assert not trap.exists()
 
@@ -228,7 +229,7 @@ def write_gguf(path: Path, made: Any, without: str = "nothing") -> Path:
         weight = parameter.detach()
         if (count := heads.get(name.split(".")[-2])) is not None:
             weight = weight.view(count, 2, len(weight) // count // 2, -1).transpose(1, 2).reshape(weight.shape)
-        writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
+        writer.add_tensor(str(names.get_name(name, (".weight",))), weight.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -15,18 +15,23 @@ from bitplan.sensitivity.plain import make_plain
 
 
 def collected(kind: str) -> tuple[Network, Part, Moments]:
-    network, part = models.network(kind), models.calibration(kind).render
+    network, part = models.network(kind), models.fewer(models.calibration(kind).render, 3)
     return network, part, collect_moments(network, network.inventory.units, part)
 
 
-def inputs(network: Network, part: Part, path: str) -> list[Tensor]:
-    """What the module at `path` was given, batch by batch."""
-    found: list[Tensor] = []
-    handle = network.module.get_submodule(path).register_forward_pre_hook(lambda module, given: found.append(given[0]))
+def inputs(network: Network, part: Part) -> dict[str, list[Tensor]]:
+    """What each module was given, batch by batch."""
+    found: dict[str, list[Tensor]] = {}
+    handles = []
+    for name, module in network.module.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            found[name] = []
+            handles.append(module.register_forward_pre_hook(lambda _, given, kept=found[name]: kept.append(given[0])))
     with torch.no_grad():
         for batch in part.batches:
             run(network, batch)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     return found
 
 
@@ -35,9 +40,9 @@ def second_moment(module: nn.Module, given: list[Tensor]) -> Tensor:
     rows = []
     for x in given:
         if isinstance(module, nn.Conv2d):
-            (kh, kw), (sh, sw), (ph, pw) = module.kernel_size, module.stride, module.padding
-            assert isinstance(ph, int)
-            assert isinstance(pw, int)
+            (kh, kw), (sh, sw) = module.kernel_size, module.stride
+            assert isinstance(module.padding, tuple)
+            (ph, pw) = module.padding
             x = nn.functional.pad(x, (pw, pw, ph, ph))
             for top in range(0, x.shape[2] - kh + 1, sh):
                 for left in range(0, x.shape[3] - kw + 1, sw):
@@ -51,13 +56,14 @@ def second_moment(module: nn.Module, given: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("kind", ["untied", "gpt2", "mixtral", "bert", "dinov2", "resnet", "residual"])
 def test_they_are_those_of_the_inputs(kind: str) -> None:
     network, part, moments = collected(kind)
+    received = inputs(network, part)
     for unit in network.inventory.units:
         for matrix in unit.matrices:
             if unit.kind == "embedding":
                 assert matrix.module not in moments.site
                 continue
             module = network.module.get_submodule(matrix.module)
-            given = inputs(network, part, matrix.module)
+            given = received[matrix.module]
             if not given:  # an expert that no token reached
                 assert matrix.module not in moments.site
                 continue
@@ -84,7 +90,8 @@ def test_convolutions_share_only_where_they_cut_the_same_patches() -> None:
     network, part, moments = collected("resnet")
     shortcut = next(unit.name for unit in network.inventory.units if unit.name.endswith("shortcut.convolution"))
     first = shortcut.replace("shortcut.convolution", "layer.0.convolution")
-    for a, b in zip(inputs(network, part, shortcut), inputs(network, part, first), strict=True):
+    received = inputs(network, part)
+    for a, b in zip(received[shortcut], received[first], strict=True):
         assert torch.equal(a, b)
     assert moments.site[shortcut] != moments.site[first]
     assert moments.second[moments.site[shortcut]].shape == (8, 8)
@@ -94,7 +101,7 @@ def test_convolutions_share_only_where_they_cut_the_same_patches() -> None:
 def test_an_expert_that_no_token_reaches_has_none() -> None:
     network = models.network("mixtral")
     models.starve(network, 3)
-    moments = collect_moments(network, network.inventory.units, models.calibration("mixtral").render)
+    moments = collect_moments(network, network.inventory.units, models.fewer(models.calibration("mixtral").render, 3))
     reached = {path.split(".experts.experts.")[1].split(".")[0] for path in moments.site if ".experts.experts." in path}
     assert reached == {"0", "1", "2"}
 

@@ -106,10 +106,9 @@ def test_the_mean_is_over_tokens_that_are_there() -> None:
 
 @torch.no_grad()
 def test_a_pooler_gives_the_vector_where_the_model_has_one() -> None:
-    from transformers import ResNetConfig, ResNetModel
-
     torch.manual_seed(0)
-    module = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")).eval()
+    config = models.hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    module = models.hf.ResNetModel(config).eval()
     network = Network(module, replace(models.network("bert").inventory, outputs="pooled"), "pooler")
     batch = models.calibration("resnet").estimate.batches[0]
     assert torch.allclose(run(network, batch), nn.functional.normalize(module(**batch).pooler_output.flatten(1), dim=-1))

@@ -20,7 +20,7 @@ FORMATS = ("int3-g32-asym", "int5-row")
 @pytest.mark.parametrize("kind", ["llama", "untied", "mixtral", "bert", "resnet"])
 def test_it_is_the_trace_with_the_second_moment(kind: str, tmp_path: Path) -> None:
     """tr(dW H dW^T) over N, summed over an expert's matrices and a tied weight's uses; an embedding's H counts its tokens."""
-    network, part = models.network(kind), models.calibration(kind).estimate
+    network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 3)
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
     found = output_error.estimate(network, made, part, FORMATS, 0, compute_always, silent)
@@ -70,7 +70,7 @@ def test_an_expert_that_no_token_reaches_has_no_error(tmp_path: Path) -> None:
     models.starve(network, 0)
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, "int3-row") for unit in network.inventory.units])
-    part = models.calibration("mixtral").estimate
+    part = models.fewer(models.calibration("mixtral").estimate, 3)
     loss = output_error.estimate(network, made, part, ("int3-row",), 0, compute_always, silent).loss
     assert [unit.name for u, unit in enumerate(network.inventory.units) if loss[u, 0] == 0] == [
         f"model.layers.{layer}.mlp.experts.0" for layer in range(2)

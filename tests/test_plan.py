@@ -79,11 +79,24 @@ def test_there_is_a_golden_file_of_the_present_version() -> None:
 class TestGarbage:
     @pytest.mark.parametrize(
         "text",
-        ["", " ", "null", "3", "[]", "{}", '"plan"', "[" * 100_000, '{"schema_version": 2}', '{"schema_version": 1}', "\0", "not JSON"],
+        [
+            "",
+            " ",
+            "null",
+            "3",
+            "[]",
+            "{}",
+            '"plan"',
+            "[" * 100_000,
+            '{"schema_version": 2}',
+            '{"schema_version": 1}',
+            "\0",
+            "not JSON",
+        ],
         ids=range(12),
     )
     def test_what_is_no_plan_is_refused(self, text: str) -> None:
-        with pytest.raises(UsageError, match="this is not a plan document .*; give a file written by `bitplan plan --out`"):
+        with pytest.raises(UsageError, match=r"this is not a plan document .*; give a file written by `bitplan plan --out`"):
             Plan.from_json(text)
 
     def test_a_document_cut_anywhere_is_refused(self) -> None:

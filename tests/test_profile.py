@@ -43,7 +43,9 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def request_(shelf: Shelf) -> ProfileRequest:
     """Small, but of the default metric."""
-    return ProfileRequest(str(shelf.model("llama")), formats=FORMATS, tokens=BATCHES * models.LONGEST, calibration=str(shelf.text))
+    return ProfileRequest(
+        str(shelf.model("llama")), formats=FORMATS, tokens=BATCHES * models.LONGEST, calibration=str(shelf.text)
+    )
 
 
 @pytest.fixture
@@ -179,7 +181,9 @@ def test_renderings_serve_every_metric(
     assert other.id != whole.id
 
 
-@pytest.mark.parametrize(("stage", "at"), [("render: second moments", 3), ("render", 0), ("render", 5), ("estimate", 0), ("estimate", 3)])
+@pytest.mark.parametrize(
+    ("stage", "at"), [("render: second moments", 3), ("render", 0), ("render", 5), ("estimate", 0), ("estimate", 3)]
+)
 def test_an_interrupted_profile_goes_on_where_it_was(
     stage: str, at: int, request_: ProfileRequest, home: Path, done: Counter[str], whole: SensitivityReport
 ) -> None:
@@ -272,15 +276,16 @@ def test_a_full_disk_stops_the_rendering_with_a_sentence(
     kind: str, request_: ProfileRequest, home: Path, whole: SensitivityReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     from bitplan.sensitivity import render
 
-    saved, room = render.save_file, 5
+    room = 5
 
     def fill(tensors: Any, path: Path) -> None:
         nonlocal room
         room -= 1
-        saved(tensors, path)
+        save_file(tensors, path)
         if room < 0:
             path.write_bytes(path.read_bytes()[:50])
             raise OSError(errno.ENOSPC, "No space left on device") if kind == "OSError" else SafetensorError("No space left")
@@ -314,13 +319,16 @@ def test_images_are_asked_for_where_they_are_needed(shelf: Shelf, home: Path, tm
         profile_model(request, home=home)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "text.txt").write_text("words " * 1000)
-    with pytest.raises(UsageError, match="holds no image; give a folder of .jpg or .png files"):
+    with pytest.raises(UsageError, match=r"holds no image; give a folder of .jpg or .png files"):
         profile_model(replace(request, calibration=str(tmp_path / "text")), home=home)
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("only a few words", "has 14 tokens|has .* tokens; at least .* are needed, give more text"), (" \n" * 5000, "holds no text|is empty")],
+    [
+        ("only a few words", "has 14 tokens|has .* tokens; at least .* are needed, give more text"),
+        (" \n" * 5000, "holds no text|is empty"),
+    ],
     ids=["short", "blank"],
 )
 def test_text_that_is_too_little(text: str, sentence: str, request_: ProfileRequest, home: Path, tmp_path: Path) -> None:
@@ -333,7 +341,7 @@ def test_a_tokenizer_that_is_missing(shelf: Shelf, home: Path, tmp_path: Path, r
     model = shutil.copytree(shelf.model("llama"), tmp_path / "model")
     for path in model.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(UsageError, match="the tokenizer of model .* cannot be read .*; add its files"):
+    with pytest.raises(UsageError, match=r"the tokenizer of model .* cannot be read .*; add its files"):
         profile_model(replace(request_, model=str(model)), home=home)
 
 

@@ -12,6 +12,7 @@ from bitplan.kernels.packing import PackedWeight
 from bitplan.kernels.reference import dequantize
 from bitplan.kernels.rounding import inverse_factor, round_gptq, round_nearest
 from bitplan.sensitivity import render
+from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.moments import collect_moments
 from bitplan.sensitivity.network import Network
 from bitplan.sensitivity.render import Rendered, Renderings, admits, rendered_slices, rendered_transposed, unit_weights
@@ -22,7 +23,11 @@ FORMATS_MADE = ("int3-g64-asym", "int5-g64-asym", "int4-row")
 
 def fresh(home: Path, kind: str = "llama", rounding: render.Rounding = "gptq") -> tuple[Network, Renderings]:
     network = models.network(kind)
-    return network, Renderings(home, network, rounding, models.calibration(kind).render)
+    return network, Renderings(home, network, rounding, data(kind))
+
+
+def data(kind: str) -> Part:
+    return models.fewer(models.calibration(kind).render, 3)
 
 
 def files(home: Path) -> dict[str, tuple[bytes, int]]:
@@ -43,12 +48,12 @@ def equal(one: tuple[Rendered, ...], other: tuple[Rendered, ...]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt2", "resnet"])
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "resnet"])
 def test_gptq_is_run_on_the_moments_of_the_untouched_model(kind: str, tmp_path: Path) -> None:
     network, renderings = fresh(tmp_path, kind)
-    wanted = [(unit, fmt) for unit in network.inventory.units for fmt in FORMATS_MADE]
+    wanted = [(unit, fmt) for unit in network.inventory.units for fmt in FORMATS_MADE[1:]]
     renderings.make(wanted)
-    moments = collect_moments(network, network.inventory.units, models.calibration(kind).render)
+    moments = collect_moments(network, network.inventory.units, data(kind))
     for unit, fmt in wanted:
         expected = []
         for matrix, weight in zip(unit.matrices, unit_weights(network.module, unit), strict=True):

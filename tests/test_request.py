@@ -115,7 +115,10 @@ def test_a_near_miss_is_pointed_out() -> None:
         (ProfileRequest("m", tokens=63), "63 calibration tokens are too few; ask for at least 64"),
         (ProfileRequest("m", calibration="/no/such/file"), "calibration source /no/such/file does not exist; give a text file"),
         (PlanRequest(REQUEST, "12 parsecs"), "12 parsecs"),
-        (PlanRequest(REQUEST, "1GB", pins=(("layers.(", "int4-g64"),)), r"pin 'layers.\(' is not a regular expression .*; mend it"),
+        (
+            PlanRequest(REQUEST, "1GB", pins=(("layers.(", "int4-g64"),)),
+            r"pin 'layers.\(' is not a regular expression .*; mend it",
+        ),
     ],
 )
 def test_misuse_is_refused_at_the_door(request_: ProfileRequest | PlanRequest, sentence: str) -> None:

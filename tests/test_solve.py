@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 import fakes
 import stranger
 from bitplan.allocator import SOLVERS, BitplanError, Infeasible, Plan, PlanRequest, ProfileRequest, plan_from_profile
-from bitplan.allocator import solve as solving
 from bitplan.allocator.solve import check_budget, needs_profile
 from bitplan.kernels.formats import FORMATS
 from bitplan.solvers.problem import ChoiceProblem, Solution, without_choice
@@ -88,9 +87,7 @@ def test_no_plan_of_three_units_is_better(losses: list[int], share: int) -> None
     loss = np.array(losses, dtype=np.float64).reshape(3, 3)
     loss[:, 2] = 0
     profile = ProfileRequest("tiny", formats=formats[:2])
-    measured = replace(
-        fakes.report(profile), units=tuple(unit.name for unit in units), formats=formats, loss=loss, stderr=None
-    )
+    measured = replace(fakes.report(profile), units=tuple(unit.name for unit in units), formats=formats, loss=loss, stderr=None)
     sizes = [[unit.stored_bytes(FORMATS[fmt]) for fmt in formats] for unit in units]
     smallest, largest = sum(row[0] for row in sizes), sum(row[2] for row in sizes)
     limit = smallest + (largest - smallest) * share // 100
@@ -232,8 +229,8 @@ def test_a_solver_that_finds_nothing_is_an_error_that_names_another(monkeypatch:
     def give_up(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solution:
         return without_choice(problem, None, "dp", 0.0)
 
-    monkeypatch.setitem(solving.SOLVERS, "dp", give_up)
-    with pytest.raises(BitplanError, match="solver 'dp' found no plan .*; use the solver 'best'"):
+    monkeypatch.setitem(SOLVERS, "dp", give_up)
+    with pytest.raises(BitplanError, match=r"solver 'dp' found no plan .*; use the solver 'best'"):
         plan(solver="dp")
 
 

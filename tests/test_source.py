@@ -67,7 +67,9 @@ def test_an_alias_finds_the_model_in_the_package(model: Path, monkeypatch: pytes
     refused("alias", "holds no .*; run: pip install package")
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "./missing", "~/missing", "a/b/c", "a//b", "a/", "\0", "smollm2-135m\n"])
+@pytest.mark.parametrize(
+    "name", ["no-such-model", "/no/such/folder", "./missing", "~/missing", "a/b/c", "a//b", "a/", "\0", "smollm2-135m\n"]
+)
 def test_an_unknown_model_lists_what_a_model_can_be(name: str) -> None:
     refused(name, "no such folder or .gguf file, no alias .*smollm2-135m.*, no hub name like 'owner/model'")
 
@@ -104,7 +106,16 @@ def test_a_file_cut_short_anywhere_or_grown_is_refused(model: Path) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [b"{", b"[]", b"null", b"\xff\xfe", b'{"w": 3}', b'{"w": {}}', b'{"w": {"data_offsets": [0]}}', b'{"w": {"data_offsets": [0, "x"]}}'],
+    [
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"w": 3}',
+        b'{"w": {}}',
+        b'{"w": {"data_offsets": [0]}}',
+        b'{"w": {"data_offsets": [0, "x"]}}',
+    ],
 )
 def test_a_corrupt_header_is_refused(header: bytes, model: Path) -> None:
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)

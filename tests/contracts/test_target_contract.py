@@ -39,7 +39,12 @@ def test_a_unit_may_always_stay_as_it_is(target: str) -> None:
 def test_only_what_can_be_rendered_is_admitted(target: str) -> None:
     from bitplan.sensitivity.render import admits
 
-    wrong = [(unit, name) for unit in UNITS for name, fmt in FORMATS.items() if TARGETS[target].admits(unit, fmt) and not admits(unit, fmt)]
+    wrong = [
+        (unit, name)
+        for unit in UNITS
+        for name, fmt in FORMATS.items()
+        if TARGETS[target].admits(unit, fmt) and not admits(unit, fmt)
+    ]
     assert wrong == []
 
 
