@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
@@ -76,7 +77,7 @@ def save_executed(
     folder = folder.absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; name a new one for the quantized model")
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with writing(folder), _removed(temporary):
         temporary.mkdir(parents=True)

@@ -7,6 +7,7 @@ the class. Code in a model's repository is never run.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import warnings
@@ -97,7 +98,7 @@ def rebuild_gguf(source: Source, home: Path) -> Path:
     if info["missing_keys"]:
         raise ModelError(f"{source.path} is not whole: {min(info['missing_keys'])!r} is missing; fetch it again")
     tokenizer = AutoTokenizer.from_pretrained(source.path.parent, **options)
-    temporary = folder.with_suffix(".tmp")
+    temporary = folder.with_suffix(f".{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it is plain bf16 from here on

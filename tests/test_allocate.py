@@ -7,7 +7,17 @@ import pytest
 
 import bitplan
 import stranger
-from bitplan.allocator import Infeasible, Interrupted, ModelError, PlanRequest, ProfileRequest, UnknownName, UsageError, allocate
+from bitplan.allocator import (
+    Budget,
+    Infeasible,
+    Interrupted,
+    ModelError,
+    PlanRequest,
+    ProfileRequest,
+    UnknownName,
+    UsageError,
+    allocate,
+)
 from bitplan.allocator import allocate as public
 from bitplan.allocator import data as data_module
 from bitplan.allocator import models as loading
@@ -66,12 +76,12 @@ def test_every_argument_arrives(shelf: Shelf, tmp_path: Path) -> None:
     stranger.check(plan.to_json())
 
 
-def test_a_budget_may_be_a_number_of_bytes(shelf: Shelf) -> None:
+def test_a_budget_may_be_a_number_of_bytes_or_a_value(shelf: Shelf) -> None:
     request = shelf.profile_request("llama")
     common: dict[str, Any] = {"formats": FORMATS, "tokens": TOKENS, "calibration": request.calibration, "home": shelf.home}
-    one, other = (allocate(request.model, budget, **common) for budget in (100_000, "100kB"))
-    assert one.id == other.id
-    assert one.budget.text == "100000"
+    plans = [allocate(request.model, budget, **common) for budget in (100_000, "100kB", Budget.parse("100 KB"))]
+    assert len({plan.id for plan in plans}) == 1
+    assert [plan.budget.text for plan in plans] == ["100000", "100kB", "100 KB"]
 
 
 def test_the_shipped_text_and_the_default_palette(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,8 @@ def grouped() -> Network:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "vit", "bert", "resnet", "residual"])
 def test_it_is_the_formula(kind: str, tmp_path: Path) -> None:
-    network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 2)
+    network, part = models.network(kind), models.fewer(models.calibration(kind, tokens=600).estimate, 2)
+    assert all(len(tensor) > 1 for tensor in part.batches[0].values())  # several examples, not to be mixed up
     made = renderings(tmp_path, network)
     found = kl_fisher.estimate(network, made, part, FORMATS, 3, compute_always, silent)
     expected = slow_estimate(network, made, part, FORMATS, 3)
