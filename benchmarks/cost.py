@@ -28,13 +28,13 @@ def main() -> None:
     arguments.add_argument("--name", default="smollm2-135m")
     options = arguments.parse_args()
     stages: dict[str, float] = {}
-    latest = ["", time.perf_counter()]
+    latest: tuple[str, float] = ("", time.perf_counter())
 
     def progress(stage: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if latest[0]:
-            stages[str(latest[0])] = stages.get(str(latest[0]), 0.0) + now - float(latest[1])
-        latest[:] = [stage, now]
+        nonlocal latest
+        (before, since), latest = latest, (stage, time.perf_counter())
+        if before:
+            stages[before] = stages.get(before, 0.0) + latest[1] - since
 
     with tempfile.TemporaryDirectory() as fresh:
         home = Path(fresh)

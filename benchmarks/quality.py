@@ -77,7 +77,7 @@ def random_choice(problem: ChoiceProblem, seed: int) -> np.ndarray[Any, np.dtype
     """Start from the cheapest options and move items, in random order, to random options that still fit, until none does."""
     chance = random.Random(seed)
     cost = np.where(problem.allowed, problem.cost[0], np.iinfo(np.int64).max)
-    choice = cost.argmin(axis=1)
+    choice = cost.argmin(axis=1).astype(np.int64)
     moves = [(i, j) for i in range(problem.items) for j in range(problem.loss.shape[1]) if problem.allowed[i, j]]
     chance.shuffle(moves)
     left = int(problem.limit[0]) - int(cost[np.arange(problem.items), choice].sum())
@@ -85,7 +85,7 @@ def random_choice(problem: ChoiceProblem, seed: int) -> np.ndarray[Any, np.dtype
         more = int(cost[i, j] - cost[i, choice[i]])
         if 0 < more <= left:
             choice[i], left = j, left - more
-    return choice
+    return np.asarray(choice, dtype=np.int64)
 
 
 def plans(built: dict[str, Built], random_plans: int) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[np.int64]], float | None]]:

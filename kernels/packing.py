@@ -49,16 +49,17 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         raise ValueError(f"a code lies outside [0, {2**bits}), the range of {bits} bits")
     inputs, outputs = codes.shape
     blocks = -(-inputs // WORD_VALUES)
-    padded = torch.zeros(blocks * WORD_VALUES, outputs, dtype=torch.int64)
+    padded = torch.zeros(blocks * WORD_VALUES, outputs, dtype=torch.int32)
     padded[:inputs] = codes
-    rows = []
+    words = torch.zeros(blocks, bits, outputs, dtype=torch.int32)
+    row = 0
     for width, low in FIELDS[bits]:
         per = WORD_VALUES // width
-        field = (padded >> low) & (2**width - 1)
-        shifts = (torch.arange(per) * width).view(1, 1, per, 1)
-        rows.append((field.view(blocks, width, per, outputs) << shifts).sum(dim=2))
-    words = torch.cat(rows, dim=1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+        field = (padded >> low).bitwise_and_(2**width - 1).view(blocks, width, per, outputs)
+        for value in range(per):  # bits pushed beyond 31 set the sign, as meant
+            words[:, row : row + width].bitwise_or_(field[:, :, value] << (width * value))
+        row += width
+    return words
 
 
 def unpack(words: Tensor, bits: int, inputs: int) -> Tensor:

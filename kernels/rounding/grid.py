@@ -25,6 +25,7 @@ SHRINK: dict[int, tuple[float, ...]] = {
     5: (1.0, 0.95, 0.9),
     6: (1.0, 0.95),
 }
+ENTRIES_AT_ONCE = 1 << 18  # of a matrix while its grids are searched: what a core's cache holds
 SMALLEST_SCALE = 2.0**-24  # the smallest positive fp16
 LARGEST_SCALE = 65504.0
 
@@ -35,6 +36,14 @@ def fit_grids(columns: Tensor, fmt: Format, importance: Tensor | None = None) ->
     `importance` (in,) weighs the squared errors. Zero points are whole numbers in [0, 2^bits - 1].
     """
     importance = torch.ones(len(columns)) if importance is None else importance
+    outputs_at_once = max(1, ENTRIES_AT_ONCE // max(1, len(columns)))
+    slices = [columns[:, start : start + outputs_at_once] for start in range(0, columns.shape[1], outputs_at_once)]
+    grids = [_fit_slice(part.contiguous(), fmt, importance) for part in slices]
+    scales, zeros = (torch.cat(tables, dim=1) for tables in zip(*grids, strict=True))
+    return scales, zeros
+
+
+def _fit_slice(columns: Tensor, fmt: Format, importance: Tensor) -> tuple[Tensor, Tensor]:
     inputs, outputs = columns.shape
     size = inputs if fmt.group_size is None else fmt.group_size
     whole = inputs // size
