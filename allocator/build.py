@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from math import isnan
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +52,8 @@ def build_problem(inventory: Inventory, report: SensitivityReport | None, reques
     groups: dict[str, list[Unit]] = {}
     for unit in inventory.units:
         groups.setdefault(target.tie(unit) or unit.name, []).append(unit)
-    shape = (len(groups), len(formats))
-    loss, cost, allowed = np.zeros(shape), np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=bool)
+    # Lists first: a table of numpy is slow to fill number by number, and planning again should take no time.
+    loss, cost, allowed = ([[start] * len(formats) for _ in groups] for start in (0.0, 0, True))
     measured = _measured(report)
     stored_bytes = cache(Format.stored_bytes)  # a model has few shapes
     for i, units in enumerate(groups.values()):
@@ -61,16 +62,17 @@ def build_problem(inventory: Inventory, report: SensitivityReport | None, reques
             for unit in units:
                 known = 0.0 if measured is None or name == unit.native else measured.get((unit.name, name), float("nan"))
                 pinned = pins.get(unit.name, name)
-                allowed[i, j] &= target.admits(unit, fmt) and name == pinned and not np.isnan(known)
-                cost[i, j] += sum(stored_bytes(fmt, matrix.shape) for matrix in unit.matrices)
-                loss[i, j] += known
-        if not allowed[i].any():
+                allowed[i][j] = allowed[i][j] and name == pinned and not isnan(known) and target.admits(unit, fmt)
+                cost[i][j] += sum(stored_bytes(fmt, matrix.shape) for matrix in unit.matrices)
+                loss[i][j] += known
+        if not any(allowed[i]):
             names = ", ".join(sorted({f"{unit.name}={pins[unit.name]}" for unit in units if unit.name in pins})) or units[0].name
             raise UsageError(
                 f"no format is left for {names} on target {request.target}: tied units must agree and the target must admit "
                 "the format; change the pins or the formats"
             )
-    return _limited(inventory, request, groups, formats, pins, loss, cost, allowed)
+    tables = np.array(loss), np.array(cost, dtype=np.int64), np.array(allowed, dtype=bool)
+    return _limited(inventory, request, groups, formats, pins, *tables)
 
 
 def _limited(
