@@ -166,9 +166,9 @@ def main() -> None:
             print(f"{size:7} {name:16} loss {plan.loss:.5g} +- {plan.loss_stderr:.2g}  predicted {predicted}", flush=True)
     document = {
         "question": "which metric makes the best plan of a given size",
-        "command": f"python benchmarks/quality.py {options.model} --tokens {options.tokens} --evaluate {options.evaluate} "
+        "command": f"python benchmarks/quality.py {Path(options.model).name} --tokens {options.tokens} --evaluate {options.evaluate} "
         f"--palette {options.palette} --metrics {options.metrics} --random {options.random}",
-        "model": options.model,
+        "model": Path(options.model).name,
         "calibration": Path(options.calibration).name,
         "evaluation": Path(options.evaluation).name,
         "quantity": loaded.network.quantity,

@@ -22,8 +22,11 @@ NOTES = {
 
 def provenance(document: dict[str, Any]) -> str:
     machine, versions = document["machine"], document["versions"]
+    sources = "".join(
+        f" --{name} {document[name]}" for name in ("calibration", "evaluation") if document.get(name, "shipped") != "shipped"
+    )
     return (
-        f"`{document['command']}`, {document['date']}, {machine['processor']}, {machine['cores']} cores, "
+        f"`{document['command']}{sources}`, {document['date']}, {machine['processor']}, {machine['cores']} cores, "
         f"{machine['torch_threads']} torch thread(s), torch {versions['torch']}, transformers {versions['transformers']}"
     )
 
