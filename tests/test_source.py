@@ -130,7 +130,7 @@ def test_a_header_of_terabytes_is_not_read(model: Path) -> None:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt", "weights.pkl", "tf_model.h5"])
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(name: str, model: Path) -> None:
     (model / "model.safetensors").unlink()
-    (model / name).write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+    (model / name).write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
     refused(model, f"holds its weights as {name}, which can run code when read; convert it .*save_pretrained")
 
 
