@@ -166,8 +166,8 @@ def main() -> None:
             print(f"{size:7} {name:16} loss {plan.loss:.5g} +- {plan.loss_stderr:.2g}  predicted {predicted}", flush=True)
     document = {
         "question": "which metric makes the best plan of a given size",
-        "command": f"python benchmarks/quality.py {Path(options.model).name} --tokens {options.tokens} --evaluate {options.evaluate} "
-        f"--palette {options.palette} --metrics {options.metrics} --random {options.random}",
+        "command": f"python benchmarks/quality.py {Path(options.model).name} --tokens {options.tokens} "
+        f"--evaluate {options.evaluate} --palette {options.palette} --metrics {options.metrics} --random {options.random}",
         "model": Path(options.model).name,
         "calibration": Path(options.calibration).name,
         "evaluation": Path(options.evaluation).name,
