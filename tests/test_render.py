@@ -211,7 +211,9 @@ def test_slices_make_up_the_whole_difference(name: str, at_once: int, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("native", "admitted"), [("fp32", {"fp32", "bf16", "fp16"}), ("bf16", {"bf16"}), ("fp16", {"fp16"})], ids=str
+    ("native", "admitted"),
+    [("fp32", {"fp32", "bf16", "fp16"}), ("bf16", {"bf16"}), ("fp16", {"fp16"})],
+    ids=["fp32", "bf16", "fp16"],
 )
 def test_no_unit_is_stored_wider_than_it_is_nor_in_another_type_of_its_width(native: str, admitted: set[str]) -> None:
     unit = Unit("u", "linear", "q", (Matrix("u", (4, 4)),), native)
