@@ -14,7 +14,6 @@ from ..sensitivity import METRICS
 from ..sensitivity.progress import Progress
 from ..sensitivity.report import SensitivityReport
 from ..sensitivity.units import Inventory
-from ..solvers import SOLVERS
 from .allocate import allocate, allocate_request
 from .budget import Budget
 from .errors import (
@@ -31,7 +30,7 @@ from .errors import (
 from .home import home_folder
 from .plan import Plan
 from .profile import inspect_model, known_inventory, known_profile, profile_model
-from .request import PlanRequest, ProfileRequest
+from .request import SOLVERS, PlanRequest, ProfileRequest
 from .solve import check_budget, plan_from_profile
 from .targets import TARGETS
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..kernels.formats import FORMATS
 from ..sensitivity import METRICS
 from ..sensitivity.units import Inventory
-from ..solvers import SOLVERS
+from ..solvers import SOLVERS as EVERY_SOLVER
 from .budget import Budget
 from .errors import UnknownName, UsageError
 from .targets import TARGETS
@@ -22,6 +22,9 @@ DEFAULT_FORMATS = tuple(f"int{bits}-g64-asym" for bits in (2, 3, 4, 5, 6, 8))
 DEFAULT_TOKENS = 4096
 PROFILE_VERSION = 1  # raised when what a metric means changes: old profiles are then measured anew
 ROUNDINGS = ("gptq", "nearest")
+
+# A plan is a problem of one limit in bytes: solvers of balances, and of costs coarse enough for a table, have no say in it.
+SOLVERS = {name: solve for name, solve in EVERY_SOLVER.items() if name not in ("pairing", "segment_dp")}
 
 
 @dataclass(frozen=True)

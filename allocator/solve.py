@@ -17,7 +17,6 @@ import numpy as np
 from ..kernels.formats import FORMATS
 from ..sensitivity.report import SensitivityReport
 from ..sensitivity.units import QUANTITIES, Inventory
-from ..solvers import SOLVERS
 from ..solvers.certificate import scaled
 from ..solvers.problem import ChoiceProblem, Solution
 from .budget import readable
@@ -34,7 +33,7 @@ from .plan import (
     plan_id,
 )
 from .proof import PlanCertificate
-from .request import PlanRequest
+from .request import SOLVERS, PlanRequest
 
 VERSIONED = ("bitplan", "torch", "transformers", "numpy")
 

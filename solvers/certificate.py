@@ -1,12 +1,13 @@
 """Certificates: a lower bound from multipliers alone, in exact arithmetic.
 
-For any prices lambda_r >= 0 of the resources, every choice within the limits has a loss of at least
+For any prices lambda of the rows (`rows.py`), every choice within the bounds has a loss of at least
 
-    g(lambda) = sum_i min_j ( E[i, j] + sum_r lambda_r c[r, i, j] ) - sum_r lambda_r B[r]
+    g(lambda) = sum_i min_j ( E[i, j] + sum_q lambda_q a[q, i, j] ) - sum_q lambda_q edge_q
 
-(Lagrangian duality; Everett 1963, Shoham and Gersho 1988). Adding it up takes one pass over the tables and no solver
-needs to be trusted. E are the losses as integers, E = round(loss * scale), so the bound holds exactly for E, and for
-the real losses up to n / (2 scale), far below their own rounding.
+where edge_q is the upper bound of row q where lambda_q > 0 and the lower one where lambda_q < 0 (Lagrangian duality;
+Everett 1963, Shoham and Gersho 1988). Adding it up takes one pass over the tables and no solver needs to be trusted. E are
+the losses as integers, E = round(loss * scale), so the bound holds exactly for E, and for the real losses up to
+n / (2 scale), far below their own rounding.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
-from .problem import TOTAL_BITS, Bools, Certificate, ChoiceProblem, Ints, Proof, Solution, Status, recompute
+from .arrays import Bools, Ints
+from .problem import Certificate, ChoiceProblem, Proof, Solution, Status, recompute
+from .rows import Rows
+from .validation import TOTAL_BITS
 
-__all__ = ["Certificate", "ScaledTables", "answer", "certify", "scaled"]
+__all__ = ["Certificate", "ScaledTables", "answer", "certify", "minimisers", "scaled"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,50 +37,78 @@ class ScaledTables:
     limit: Ints
     allowed: Bools
     scale: int
+    rows: Rows
 
 
 def scaled(problem: ChoiceProblem) -> ScaledTables:
-    """The problem with integer losses. `scale` is the power of two that makes n max |loss| lie in [2^59, 2^60).
+    """The problem with integer losses. `scale` is the power of two that makes n max loss lie in [2^59, 2^60).
 
     So no loss is rounded by more than n 2^-60 of the largest one, and whole numbers not at all. A power of two keeps the
     digits of the floating-point numbers as they are.
     """
-    total = float(np.abs(problem.loss).max()) * problem.items
+    total = float(problem.loss.max()) * problem.items
     exponent = max(0, TOTAL_BITS - math.frexp(total)[1]) if total else 0
     loss = np.rint(np.ldexp(problem.loss, exponent)).astype(np.int64)
-    return ScaledTables(loss, problem.cost, problem.limit, problem.allowed, 1 << exponent)
+    return ScaledTables(loss, problem.cost, problem.limit, problem.allowed, 1 << exponent, problem.rows)
 
 
 def certify(problem: ChoiceProblem, choice: Ints, multipliers: Sequence[Fraction]) -> Certificate:
-    """The certificate that `multipliers` (one a resource, scaled loss a unit of cost) give for `choice`; O(n m r), exact.
+    """The certificate that `multipliers` (one a row, scaled loss a unit of cost) give for `choice`; O(n m q), exact.
 
-    Raises ValueError when a multiplier is negative or missing, or the choice breaks a limit.
+    Raises ValueError when a multiplier is missing or prices a side that is not bounded, or the choice breaks a bound.
     """
-    if len(multipliers) != problem.resources or any(multiplier < 0 for multiplier in multipliers):
-        raise ValueError(f"a certificate needs {problem.resources} multipliers, none negative, not {list(multipliers)}")
-    _, cost = recompute(problem, choice)
-    if np.any(cost > problem.limit):
-        raise ValueError(f"the choice costs {cost.tolist()}, more than the limit {problem.limit.tolist()}")
-    tables = scaled(problem)
-    common = math.lcm(*(multiplier.denominator for multiplier in multipliers))
-    prices = [int(multiplier * common) for multiplier in multipliers]
-    priced = priced_losses(tables, prices, common)
-    spent = sum(price * int(limit) for price, limit in zip(prices, tables.limit, strict=True))
-    bound = Fraction(int(priced.min(axis=1).sum()) - spent, common)
+    return certify_tables(problem, scaled(problem), choice, multipliers)
+
+
+def certify_tables(problem: ChoiceProblem, tables: ScaledTables, choice: Ints, multipliers: Sequence[Fraction]) -> Certificate:
+    """`certify`, for who has the `tables` of the problem at hand."""
+    if len(multipliers) != len(tables.rows):
+        raise ValueError(f"a certificate needs {len(tables.rows)} multipliers, one a row, not {list(multipliers)}")
+    recompute(problem, choice)  # refuses what is no choice
+    if broken := tables.rows.broken(choice):
+        raise ValueError(f"the choice breaks a bound: {broken[0]}")
+    bound = lower_bound(tables, multipliers)
     loss = int(tables.loss[np.arange(problem.items), choice].sum())
     return Certificate(tuple(multipliers), bound, loss - bound, tables.scale)
 
 
-def priced_losses(tables: ScaledTables, prices: Sequence[int], common: int) -> npt.NDArray[np.object_]:
-    """common * E[i, j] + sum_r prices[r] * c[r, i, j] in Python's unbounded integers, shape (n, m).
+def lower_bound(tables: ScaledTables, multipliers: Sequence[Fraction]) -> Fraction:
+    """g(multipliers), exactly. Raises ValueError when a multiplier prices a side that is not bounded."""
+    edges = tables.rows.edges(multipliers)
+    least = minimisers(tables, multipliers).argmax(axis=1)
+    loss = int(tables.loss[np.arange(len(least)), least].sum())
+    totals = tables.rows.totals(least).tolist()
+    priced = (multiplier * (total - edge) for multiplier, total, edge in zip(multipliers, totals, edges, strict=True))
+    return loss + sum(priced, Fraction(0))
 
-    An option that is not allowed gets a number above all others, so that it never is the least.
+
+def minimisers(tables: ScaledTables, multipliers: Sequence[Fraction]) -> Bools:
+    """Which options (n, m) minimise E[i, j] + sum_q lambda_q a[q, i, j] over the allowed options j of item i, exactly.
+
+    Floating point with a bound on its error leaves one candidate for most items; where it leaves several, they are
+    compared in unbounded integers.
     """
-    priced = tables.loss.astype(object) * common
-    for price, cost in zip(prices, tables.cost, strict=True):
-        priced = priced + cost.astype(object) * price
-    priced[~tables.allowed] = priced.max() + 1
-    return priced
+    prices = [float(multiplier) for multiplier in multipliers]
+    loss = tables.loss.astype(np.float64)
+    priced = tables.rows.priced(loss, prices)
+    if any(price < 0 for price in prices) or tables.rows.rules:
+        magnitude = tables.rows.priced(loss, [abs(price) for price in prices])
+        for price, rule in zip(prices[len(tables.cost) :], tables.rows.rules, strict=True):
+            magnitude[rule.item, rule.option] += 2 * abs(price) * np.abs(rule.weight)
+    else:
+        magnitude = priced
+    error = magnitude * ((len(prices) + 3) * 2.0**-51)
+    priced[~tables.allowed] = np.inf
+    nearest = (priced + error).min(axis=1)
+    candidates: Bools = (priced - error <= nearest[:, None]) & tables.allowed
+    unclear = np.flatnonzero(candidates.sum(axis=1) > 1)
+    if len(unclear):
+        common = math.lcm(*(multiplier.denominator for multiplier in multipliers))
+        numerators = [int(multiplier * common) for multiplier in multipliers]
+        exactly = tables.rows.priced_exactly(tables.loss, numerators, common, unclear)
+        exactly[~candidates[unclear]] = exactly.max() + 1
+        candidates[unclear] &= np.asarray(exactly == exactly.min(axis=1, keepdims=True), dtype=np.bool_)
+    return candidates
 
 
 def answer(
@@ -89,12 +120,14 @@ def answer(
     *,
     searched: bool = False,
     stopped: bool = False,
+    tables: ScaledTables | None = None,
 ) -> Solution:
     """A certified solution. `searched`: an exact search found nothing better; `stopped`: one was cut short.
 
-    `started` is a reading of `time.perf_counter`.
+    `started` is a reading of `time.perf_counter`; `tables` are those of `scaled(problem)`, where they are at hand.
     """
-    certificate = certify(problem, choice, multipliers)
+    tables = tables or scaled(problem)
+    certificate = certify_tables(problem, tables, choice, multipliers)
     proof: Proof = "multipliers" if certificate.gap == 0 else "search" if searched else "bound"
     status = Status.OPTIMAL if proof != "bound" else Status.LIMIT if stopped else Status.FEASIBLE
     loss, cost = recompute(problem, choice)

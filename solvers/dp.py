@@ -1,16 +1,12 @@
-"""Exact for one resource: dynamic programming over a small core, with lists of undominated states.
+"""Exact for any rows: dynamic programming over all items, with lists of undominated states.
 
-1. The linear relaxation (`hull.relax`) gives a multiplier, a choice that the multiplier prefers (the *base*), and a bound.
-2. Everything is told relative to the base: an option costs `more` and has `lost` so much, both of either sign, and the
-   base leaves `slack` of the limit. A *state* is a pair (more, lost): items looked at so far moved, the others at the base.
-3. Items are looked at in the order in which the slopes of their alternatives lie near the multiplier: those are the
-   items that an optimal choice is likely to treat otherwise than the base does. Most have no alternative worth a look.
-4. Of two states, one that costs no less and loses no less than the other is dropped (dominance), and so is every state
-   that cannot lead to less than the best choice known (bound). When no state is left, that choice is optimal.
+A *state* is what the items looked at so far add up to: the total of each row, and the loss. Totals are exact, so no grid has
+to be chosen; of states alike in what they leave open, the one that loses least stays (Bellman 1957; lists after Nemhauser and
+Ullmann 1969). With one limit, a state is dropped when another costs no more and loses no more; with several rows, the same
+is asked of every row, and of a row bounded on both sides that the totals be equal. A state is dropped as well when no
+completion keeps the bounds, or none can lose less than the best choice known, by the bound of the multipliers.
 
-After Pisinger, "A minimal algorithm for the multiple-choice knapsack problem", EJOR 83 (1995). Losses are the integers of
-`certificate.scaled` and costs are divided by their greatest common divisor; floating point is used in bounds only, where
-it errs on the safe side.
+`core.py` does the same for one limit and touches few of the items; this one takes rules, floors and several resources.
 """
 
 from __future__ import annotations
@@ -21,103 +17,48 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .certificate import ScaledTables, answer, scaled
-from .hull import Relaxation, fill, relax
-from .problem import Bools, ChoiceProblem, Floats, Ints, Solution, least_costs, without_choice
+from .arrays import Bools, Floats, Ints
+from .certificate import ScaledTables, answer, lower_bound, scaled
+from .hull import fill
+from .hull import relax as relax_plain
+from .infeasible import no_choice
+from .lagrangian import near_choice, relax
+from .problem import ChoiceProblem, Solution, least_costs, without_choice
+from .rows import FREE
 
-# Candidates (states times options) looked at for one item. A first sweep that never needs more is exact; else a wider
-# one follows, which starts from the choice found by the first and so drops more. Then the search gives up.
-WIDTHS = (2**16, 2**21)
-STATES_LIMIT = 2**23  # states kept for tracing back in one sweep, 8 bytes each
-NOISE = 2**14  # scaled loss, 2^-46 of the total: about the rounding of the tables themselves, not worth an incomplete search
+STATES = 2**21  # kept after one item; more, and the search gives up
+SMALL = 100  # pairs of item and option: as soon searched as begun well
+STATES_IN_ALL = 2**24  # kept for tracing back, 8 bytes each
+PAIRWISE = 4096  # states compared each with each; of more, each is compared with this many of the most promising
 SAFE = 1e-12  # relative allowance in bounds: thousands of times the rounding of the few operations behind them
 
 
-def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solution:
-    """Exact search for one resource: the choice of least loss, proven.
+def solve(problem: ChoiceProblem, *, time_limit: float | None = None, states: int = STATES) -> Solution:
+    """Exact dynamic programming with dominance lists, for any rows and rules: the choice of least loss, proven.
 
-    OPTIMAL, unless `time_limit` (seconds) or the room for states ends the search first: then LIMIT, with the best choice
-    found, at least as good as that of `hull`. Without a time limit, the same problem always gets the same answer.
-    Raises ValueError when there are several resources.
+    OPTIMAL, or INFEASIBLE, unless `time_limit` (seconds) or the room for `states`, after one item, ends the search first:
+    then LIMIT, with the best choice found, where one was.
     """
     started = time.perf_counter()
-    if problem.resources != 1:
-        raise ValueError(f"dp solves problems with one resource and this one has {problem.resources}; use the solver `hull`")
-    least = least_costs(problem)
-    if least[0] > problem.limit[0]:
-        return without_choice(problem, least, "dp", started)
-    tables = scaled(problem)
-    relaxation = relax(tables)
     deadline = math.inf if time_limit is None else started + time_limit
-    choice, complete = search(tables, relaxation, deadline)
-    return answer(problem, choice, [relaxation.multiplier], "dp", started, searched=complete, stopped=not complete)
-
-
-def search(tables: ScaledTables, relaxation: Relaxation, deadline: float) -> tuple[Ints, bool]:
-    """The best choice (n,) found before `deadline` (a reading of `time.perf_counter`), and whether it is proven optimal."""
-    core = _Core.around(tables, relaxation)
-    choice, complete = fill(tables, relaxation.choice), False
-    for width in WIDTHS:
-        choice, complete = _sweep(core, choice, width, deadline)
-        if complete or time.perf_counter() >= deadline:
-            break
-    return choice, complete
-
-
-@dataclass(frozen=True, eq=False)
-class _Core:
-    """The tables relative to the base.
-
-    `more`, `lost` (n, m): cost and loss of an option less those of the item's base option. `slack`: what the base leaves
-    of the limit. `allowed` (n, m) leaves out the base and what costs and loses no less. Costs are divided by their
-    greatest common divisor. With lambda the multiplier, the *reduced* cost of an option is lost + lambda more >= 0, and
-
-        loss of a choice - loss of the base  >=  sum of its reduced costs - lambda slack
-
-    `reduced` (n, m) is that, and `room` lambda slack, within rounding; both lean to the side that drops less.
-    """
-
-    base: Ints
-    more: Ints
-    lost: Ints
-    slack: int
-    allowed: Bools
-    reduced: Floats
-    room: float
-
-    @classmethod
-    def around(cls, tables: ScaledTables, relaxation: Relaxation) -> _Core:
-        base, rows, cost = relaxation.choice, np.arange(len(relaxation.choice)), tables.cost[0]
-        more = cost - cost[rows, base][:, None]
-        lost = tables.loss - tables.loss[rows, base][:, None]
-        slack = int(tables.limit[0] - cost[rows, base].sum())
-        divisor = max(1, int(np.gcd.reduce(more[tables.allowed])))
-        more, slack = more // divisor, slack // divisor
-        price = float(relaxation.multiplier * divisor)
-        reduced = lost + price * more - SAFE * (np.abs(lost) + price * np.abs(more))
-        allowed = tables.allowed & ((more < 0) | (lost < 0))
-        return cls(base, more, lost, slack, allowed, reduced, price * slack * (1 + SAFE))
-
-    def alternatives(self, best: int) -> Bools:
-        """Options (n, m) that a choice losing less than `best` (relative to the base) may contain."""
-        return self.allowed & (self.reduced <= best - 1 + self.room + SAFE * abs(best))
-
-    def order(self, alternatives: Bools) -> tuple[Ints, Floats, Floats]:
-        """The items with alternatives, nearest to the multiplier first, and two rates for each: over all items after it,
-
-        `up`, the most loss that a unit of cost can save, and `down`, the least loss that saving a unit of cost can take.
-        """
-        items = np.flatnonzero(alternatives.any(axis=1))
-        open_, more, lost = alternatives[items], self.more[items], self.lost[items]
-        slope = np.divide(-lost, more, out=np.zeros(more.shape), where=open_ & (more != 0))
-        up = np.where(open_ & (more > 0), slope, 0.0).max(axis=1)
-        down = np.where(open_ & (more < 0), slope, np.inf).min(axis=1)
-        # Turn and turn about: the item whose step up is nearest, the one whose step down is, the second of each, ...
-        by_up, by_down = np.argsort(-up, kind="stable"), np.argsort(down, kind="stable")
-        order = np.argsort(np.minimum(2 * np.argsort(by_up), 2 * np.argsort(by_down) + 1), kind="stable")
-        up_after = np.append(np.maximum.accumulate(up[order][::-1])[::-1], 0.0)[1:]
-        down_after = np.append(np.minimum.accumulate(down[order][::-1])[::-1], np.inf)[1:]
-        return items[order], up_after * (1 + SAFE), down_after * (1 - SAFE)
+    tables = scaled(problem)
+    if problem.plain:
+        least = least_costs(problem)
+        if least[0] > problem.limit[0]:
+            return without_choice(problem, least, "dp", started, ("the limit of resource 0",))
+        relaxation = relax_plain(tables)
+        multipliers = [relaxation.multiplier]
+        known: Ints | None = fill(tables, relaxation.choice)
+    else:
+        dual = relax(tables, deadline)
+        multipliers, known = dual.multipliers, None
+        if int(tables.allowed.sum()) > SMALL:
+            known, _ = near_choice(tables, dual, deadline)
+    prices = [float(multiplier) for multiplier in multipliers]
+    choice, complete = search(tables, prices, float(lower_bound(tables, multipliers)), known, deadline, states)
+    if choice is None:
+        return no_choice(problem, tables, complete, "dp", started, deadline)
+    return answer(problem, choice, multipliers, "dp", started, searched=complete, stopped=not complete, tables=tables)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,69 +71,104 @@ class _Layer:
     origin: Ints
 
 
-def _sweep(core: _Core, choice: Ints, width: int, deadline: float) -> tuple[Ints, bool]:
-    """Look at the core's items in order. Returns the best choice, `choice` if nothing loses less, and whether none can."""
-    best = int(core.lost[np.arange(len(choice)), choice].sum())
-    alternatives = core.alternatives(best)
-    items, ups, downs = core.order(alternatives)
-    more = lost = np.zeros(1, dtype=np.int64)
-    left, credit = np.full(1, core.slack), np.zeros(1)
+def search(
+    tables: ScaledTables, prices: list[float], bound: float, known: Ints | None, deadline: float, states: int = STATES
+) -> tuple[Ints | None, bool]:
+    """The best choice (n,), `known` if none loses less, and whether that is proven; None where there is none.
+
+    `prices` (one a row) and `bound`, what they prove, serve to drop states only.
+    """
+    rows = tables.rows
+    items = np.arange(len(tables.loss))
+    best = None if known is None else int(tables.loss[items, known].sum())
+    reduced = rows.priced(tables.loss.astype(np.float64), prices)
+    reduced[~tables.allowed] = np.inf
+    reduced -= reduced.min(axis=1, keepdims=True)
+    magnitude = SAFE * (float(tables.loss.max()) * len(items) + abs(bound))
+    table = _needed(tables)
+    lowest = np.where(tables.allowed, table, FREE // len(items)).min(axis=2)
+    highest = np.where(tables.allowed, table, -FREE // len(items)).max(axis=2)
+    room = math.inf if best is None else best - 1 - bound + magnitude
+    # The items with the most to lose first: what they rule out is ruled out early.
+    order = np.argsort(-np.where(np.isfinite(reduced), reduced, 0).max(axis=1), kind="stable")
+    lowest_after = np.cumsum(lowest[:, order[::-1]], axis=1)[:, ::-1]
+    highest_after = np.cumsum(highest[:, order[::-1]], axis=1)[:, ::-1]
+    lowest_after = np.hstack([lowest_after, np.zeros((len(rows), 1), dtype=np.int64)])
+    highest_after = np.hstack([highest_after, np.zeros((len(rows), 1), dtype=np.int64)])
+    totals, lost, above = np.zeros((len(rows), 1), dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1)
     layers: list[_Layer] = []
-    found: tuple[int, int] | None = None  # (layers, state) of the best choice, once one beats `choice`
-    states, complete = 0, True
-    for item, up, down in zip(items.tolist(), ups.tolist(), downs.tolist(), strict=True):
-        others = np.flatnonzero(alternatives[item])
-        if not len(others):
-            continue
-        if time.perf_counter() >= deadline or states > STATES_LIMIT:
-            complete = False
-            break
-        options = np.append(core.base[item], others)
-        before = len(more)
-        if before * len(options) > width:
-            complete = False
-            if best + core.room <= NOISE:
-                break
-            promising = np.lexsort((np.abs(left), lost - credit))[: max(1, width // len(options))]
-            kept = np.zeros(before, dtype=np.bool_)
-            kept[promising] = True
-        else:
-            kept = np.ones(before, dtype=np.bool_)
-        more = np.add.outer(core.more[item, options], more).ravel()
-        lost = np.add.outer(core.lost[item, options], lost).ravel()
-        left = core.slack - more
-        # What is left may save `up` a unit; what is overdrawn must be won back at `down` a unit.
-        credit = np.where(left >= 0, up, down) * left
-        origin = np.flatnonzero(np.tile(kept, len(options)) & (credit >= lost - (best - 1)))
-        origin = _undominated(origin, more, lost)
-        more, lost, left, credit = more[origin], lost[origin], left[origin], credit[origin]
+    kept_in_all = 0
+    for place, item in enumerate(order.tolist()):
+        options = np.flatnonzero(tables.allowed[item] & (reduced[item] <= room))
+        before = lost.size
+        if time.perf_counter() >= deadline or before * len(options) > 8 * states or kept_in_all > STATES_IN_ALL:
+            return known, False
+        above_next = np.add.outer(reduced[item, options], above).ravel()
+        totals_next = (table[:, item, options][:, :, None] + totals[:, None, :]).reshape(len(rows), -1)
+        fits = (totals_next + lowest_after[:, place + 1, None] <= rows.most[:, None]).all(axis=0)
+        fits &= (totals_next + highest_after[:, place + 1, None] >= rows.least[:, None]).all(axis=0)
+        origin = np.flatnonzero(fits & (above_next <= room))
+        totals, above = totals_next[:, origin], above_next[origin]
+        lost = np.add.outer(tables.loss[item, options], lost).ravel()[origin]
+        # What every completion keeps is no matter any more: states differ only in rows that can still break.
+        open_above = totals.max(axis=1, initial=-FREE) + highest_after[:, place + 1] > rows.most
+        open_below = totals.min(axis=1, initial=FREE) + lowest_after[:, place + 1] < rows.least
+        kept = _undominated(totals, lost, above, open_above, open_below)
+        origin, totals, lost, above = origin[kept], totals[:, kept], lost[kept], above[kept]
         layers.append(_Layer(item, options, before, origin))
-        states += len(origin)
-        last = int(np.searchsorted(more, core.slack, side="right")) - 1
-        if last >= 0 and lost[last] < best:
-            best, found = int(lost[last]), (len(layers), last)
-            alternatives = core.alternatives(best)
+        kept_in_all += len(origin)
         if not len(origin):
-            break
-    return (choice if found is None else _trace(core.base, layers[: found[0]], found[1])), complete
+            return known, True
+        if len(origin) > states:
+            return known, False
+    found = int(lost.argmin())
+    return _trace(layers, found, len(items)), True
 
 
-def _undominated(candidates: Ints, more: Ints, lost: Ints) -> Ints:
-    """Those of `candidates` (indices) that no other equals or beats in both, by rising `more` and falling `lost`."""
-    candidates = candidates[np.argsort(more[candidates], kind="stable")]
-    lost = lost[candidates]
-    falls = np.ones(len(candidates), dtype=np.bool_)
-    falls[1:] = lost[1:] < np.minimum.accumulate(lost)[:-1]
-    candidates = candidates[falls]
-    more = more[candidates]
-    last_of_equals = np.ones(len(candidates), dtype=np.bool_)
-    last_of_equals[:-1] = more[1:] != more[:-1]
-    return candidates[last_of_equals]
+def _needed(tables: ScaledTables) -> Ints:
+    """All rows as one table (q, n, m)."""
+    return np.array([tables.rows.table(row) for row in range(len(tables.rows))])
 
 
-def _trace(base: Ints, layers: list[_Layer], state: int) -> Ints:
+def _undominated(totals: Ints, lost: Ints, above: Floats, open_above: Bools, open_below: Bools) -> Ints:
+    """Indices of the states that no other dominates: no worse in any row that is still open, and in loss.
+
+    A row open on one side only should be low (open above) or high (open below); one open on both must be equal.
+    """
+    both, up, down = open_above & open_below, open_above & ~open_below, open_below & ~open_above
+    keys = totals[both]
+    costs = np.vstack([totals[up], -totals[down]])
+    order = np.lexsort((lost, *costs[::-1], *keys[::-1]))
+    if not len(order):
+        return order
+    keys, costs, lost_ = keys[:, order], costs[:, order], lost[order]
+    starts = np.ones(len(order), dtype=np.bool_)
+    starts[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
+    group = np.cumsum(starts)
+    # Ranks, so that one running minimum serves all groups: each group lies below the ones before it.
+    rank = np.unique(lost_, return_inverse=True)[1]
+    stacked = rank - group * (len(order) + 1)
+    kept = np.ones(len(order), dtype=np.bool_)
+    if len(costs) <= 1:
+        kept[1:] = stacked[1:] < np.minimum.accumulate(stacked)[:-1]
+        return order[kept]
+    same = ~starts
+    same[1:] &= (costs[:, 1:] == costs[:, :-1]).all(axis=0)
+    kept &= ~same  # of states equal in all rows the first loses least
+    survivors = np.flatnonzero(kept)
+    judges = survivors
+    if len(survivors) > PAIRWISE:
+        judges = survivors[np.argsort(above[order[survivors]], kind="stable")[: PAIRWISE // 8]]
+    dominated = np.zeros(len(survivors), dtype=np.bool_)
+    for judge in judges.tolist():
+        worse = (group[survivors] == group[judge]) & (lost_[survivors] >= lost_[judge]) & (survivors != judge)
+        dominated |= worse & (costs[:, survivors] >= costs[:, judge, None]).all(axis=0)
+    return order[survivors[~dominated]]
+
+
+def _trace(layers: list[_Layer], state: int, items: int) -> Ints:
     """The choice behind `state` of the last of `layers`."""
-    choice = base.copy()
+    choice = np.zeros(items, dtype=np.int64)
     for layer in reversed(layers):
         option, state = divmod(int(layer.origin[state]), layer.before)
         choice[layer.item] = layer.options[option]

@@ -1,27 +1,24 @@
 """Solve on the convex hull: the linear relaxation, its multipliers, and a good choice beside it.
 
-One resource: the relaxation is solved by taking hull steps (`frontier.hull_steps`) until the next does not fit. The slope
-of that step is the multiplier, exactly; the choice before it, filled up with whatever single moves still fit, is the
-answer, and loses less than one step more than the lower bound. Several resources (`several.py`): HiGHS solves the
-relaxation, its dual values are the multipliers, and its rounded choice is repaired until it keeps every limit; where that
-fails, branch and bound decides whether any choice does.
+The relaxation is solved by taking hull steps (`frontier.hull_steps`) until the next does not fit. The slope of that step is
+the multiplier, exactly; the choice before it, filled up with whatever single moves still fit, is the answer, and loses less
+than one step more than the lower bound. For several resources, and rules, see `lagrangian.py`.
 
 Optimal by luck only (when the gap is zero), but fast and always certified.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
-from .certificate import ScaledTables, answer, priced_losses, scaled
+from .arrays import Ints
+from .certificate import ScaledTables, answer, minimisers, scaled
 from .frontier import hull_steps
-from .problem import ChoiceProblem, Ints, Solution, least_costs, without_choice
-from .several import relax_several, repair, search_several, smallest_limits
+from .problem import ChoiceProblem, Solution, check_plain, least_costs, without_choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,36 +34,18 @@ class Relaxation:
 
 
 def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solution:
-    """A choice near the optimum with the best bound that multipliers can give.
+    """A choice near the optimum with the best bound that multipliers can give, for one limit and nothing else.
 
-    `time_limit` in seconds is for HiGHS, which several resources need; one resource takes milliseconds and ignores it.
-    With several, the status is LIMIT and the choice None where HiGHS neither finds a choice nor proves that there is none.
+    It takes milliseconds and ignores `time_limit`. Raises ValueError when there are several resources, or rules.
     """
     started = time.perf_counter()
+    check_plain(problem, "hull")
     least = least_costs(problem)
-    tables = scaled(problem)
-    if problem.resources > 1:
-        return _solve_several(problem, tables, least, started, time_limit)
     if least[0] > problem.limit[0]:
-        return without_choice(problem, least, "hull", started)
+        return without_choice(problem, least, "hull", started, ("the limit of resource 0",))
+    tables = scaled(problem)
     relaxation = relax(tables)
-    return answer(problem, fill(tables, relaxation.choice), [relaxation.multiplier], "hull", started)
-
-
-def _solve_several(
-    problem: ChoiceProblem, tables: ScaledTables, least: tuple[int, ...], started: float, time_limit: float | None
-) -> Solution:
-    deadline = math.inf if time_limit is None else started + time_limit
-    if np.any(np.array(least) > problem.limit):
-        return without_choice(problem, smallest_limits(tables, least, deadline), "hull", started)
-    vertex, multipliers = relax_several(tables, deadline)
-    choice, decided = repair(tables, vertex), True
-    if choice is None:
-        choice, decided = search_several(tables, deadline)
-    if choice is None:
-        smallest = smallest_limits(tables, least, deadline) if decided else None
-        return without_choice(problem, smallest, "hull", started)
-    return answer(problem, fill(tables, choice), multipliers, "hull", started)
+    return answer(problem, fill(tables, relaxation.choice), [relaxation.multiplier], "hull", started, tables=tables)
 
 
 def relax(tables: ScaledTables) -> Relaxation:
@@ -87,8 +66,7 @@ def relax(tables: ScaledTables) -> Relaxation:
     above: tuple[int, int] | None = None  # and of one beyond it
     reach = Fraction(1, 2**40)
     while True:
-        priced = priced_losses(tables, [multiplier.numerator], multiplier.denominator)
-        least = np.asarray(priced == priced.min(axis=1, keepdims=True), dtype=np.bool_)
+        least = minimisers(tables, [multiplier])
         cheapest = np.where(least, cost, np.iinfo(np.int64).max).argmin(axis=1)
         dearest = np.where(least, cost, -1).argmax(axis=1)
         if cost[rows, cheapest].sum() > limit:
@@ -106,18 +84,22 @@ def relax(tables: ScaledTables) -> Relaxation:
 
 
 def fill(tables: ScaledTables, choice: Ints) -> Ints:
-    """Spend what the limits leave: take the single move that saves most and fits, until none is left."""
+    """Spend what the limit leaves: take the single move that saves most and fits, until none is left."""
     choice = choice.copy()
-    rows = np.arange(len(choice))
-    slack = tables.limit - tables.cost[:, rows, choice].sum(axis=1)
-    while True:
-        saved = tables.loss[rows, choice][:, None] - tables.loss
-        more = tables.cost - tables.cost[:, rows, choice][:, :, None]
-        fits = tables.allowed & (more <= slack[:, None, None]).all(axis=0)
-        saved = np.where(fits, saved, 0)
-        best = int(saved.argmax())
-        item, option = divmod(best, saved.shape[1])
-        if saved[item, option] <= 0:
-            return choice
-        slack = slack - more[:, item, option]
-        choice[item] = option
+    cost, rows = tables.cost[0], np.arange(len(choice))
+    slack = int(tables.limit[0] - cost[rows, choice].sum())
+    saved = tables.loss[rows, choice][:, None] - tables.loss
+    item, option = np.nonzero(tables.allowed & (saved > 0) & (cost - cost[rows, choice][:, None] <= slack))
+    while len(item):
+        saved_by = tables.loss[item, choice[item]] - tables.loss[item, option]
+        more = cost[item, option] - cost[item, choice[item]]
+        open_ = (saved_by > 0) & (more <= slack)
+        if not open_.any():
+            break
+        best = int(np.where(open_, saved_by, -1).argmax())
+        choice[item[best]] = option[best]
+        slack -= int(more[best])
+        # A move of a moved item may fit again later, from where it then stands; those of others only shut.
+        kept = open_ | (item == item[best])
+        item, option = item[kept], option[kept]
+    return choice

@@ -1,8 +1,9 @@
-"""The choice problem (multiple-choice knapsack) and what an answer to it is.
+"""The choice problem (multiple-choice knapsack with side constraints) and what an answer to it is.
 
     pick one allowed option x_i for each of n items
     minimise    sum_i loss[i, x_i]
-    subject to  sum_i cost[r, i, x_i] <= limit[r]        for each of the resources r
+    subject to  floor[r] <= sum_i cost[r, i, x_i] <= limit[r]        for each of the resources r
+                and the rules (`rules.py`), which count, balance or forbid
 
 Nothing here has a unit of measure: an item may be a layer, an expert or a page of a catalogue.
 """
@@ -12,20 +13,18 @@ from __future__ import annotations
 import enum
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from .arrays import Bools, Floats, Ints
+from .rows import Rows
+from .rules import Rule
+from .validation import check_rules, checked_tables
+
 Proof = Literal["multipliers", "search", "bound"]
-
-TOTAL_BITS = 60  # totals of losses and of costs stay below 2^60, so that 64-bit integers add them without overflow
-BRUTE_FORCE_LIMIT = 2**21
 
 
 class Status(enum.Enum):
@@ -41,22 +40,27 @@ class Status(enum.Enum):
 class ChoiceProblem:
     """Tables and limits; see the programme at the top of this file.
 
-    `loss` (n, m) float64, finite where allowed. `cost` (r, n, m) whole numbers >= 0, `limit` (r,) whole numbers.
+    `loss` (n, m) float64, finite and >= 0 where allowed. `cost` (r, n, m) whole numbers >= 0, `limit` (r,) whole numbers.
     `allowed` (n, m) bool, at least one option in each row. Entries that are not allowed are never read, whatever they
-    hold. The arrays are copied and made read-only.
+    hold. `floor` (r,) whole numbers, zeros unless given: the least that a choice must spend. `rules`: see `Rule`.
+    The arrays are copied and made read-only.
 
-    Raises ValueError, naming the table and the remedy, when they are not so.
+    Raises ValueError, naming the table, the item and the option, and the remedy, when they are not so.
     """
 
     loss: Floats
     cost: Ints
     limit: Ints
     allowed: Bools
+    floor: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, table in zip(("loss", "cost", "limit", "allowed"), _checked(self), strict=True):
+        for name, table in checked_tables(self.loss, self.cost, self.limit, self.allowed, self.floor).items():
             table.setflags(write=False)
             object.__setattr__(self, name, table)
+        object.__setattr__(self, "rules", tuple(self.rules))
+        check_rules(self.rules, self.allowed)
 
     @property
     def items(self) -> int:
@@ -66,13 +70,24 @@ class ChoiceProblem:
     def resources(self) -> int:
         return len(self.limit)
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but one limit constrains the choice: the multiple-choice knapsack of the textbooks."""
+        return self.resources == 1 and not self.rules and not self.floor.any()
+
+    @property
+    def rows(self) -> Rows:
+        """The resources and rules as rows."""
+        return Rows.of(self.cost, self.limit, self.floor, self.rules)
+
 
 @dataclass(frozen=True)
 class Certificate:
     """Evidence that no choice has a loss below `lower_bound`, checkable from the tables alone (`certificate.certify`).
 
-    `multipliers` (one a resource) are prices: scaled loss a unit of cost. `lower_bound` and `gap` (loss of the choice
-    minus lower bound) are exact, in scaled losses: the integers round(loss * loss_scale).
+    `multipliers` (one a resource, then one a rule) are prices: scaled loss a unit of cost; positive where an upper
+    bound is priced, negative where a lower one is. `lower_bound` and `gap` (loss of the choice minus lower bound) are
+    exact, in scaled losses: the integers round(loss * loss_scale).
     """
 
     multipliers: tuple[Fraction, ...]
@@ -87,8 +102,10 @@ class Solution:
 
     `proof` says why nothing better exists: `multipliers` (the certificate's gap is zero), `search` (an exact search,
     over the integer losses of the certificate, closed what the multipliers leave open), or `bound` (no more is claimed
-    than the gap). When infeasible, `smallest_limit[r]` is the smallest limit of resource r that would do with the
-    other limits as they are, or, where the other limits alone rule out every choice, the least total of r.
+    than the gap). `reason` says why this solver, where it was picked.
+
+    When infeasible, `smallest_limit[r]` is the smallest limit of resource r that would do with all else as it is, or,
+    where the rest alone rules out every choice, the least total of r. `blocking` names constraints that cannot all hold.
     """
 
     choice: Ints | None
@@ -100,6 +117,8 @@ class Solution:
     seconds: float
     proof: Proof
     smallest_limit: tuple[int, ...] | None = None
+    blocking: tuple[str, ...] = ()
+    reason: str = ""
 
 
 def recompute(problem: ChoiceProblem, choice: Ints) -> tuple[float, Ints]:
@@ -116,7 +135,13 @@ def recompute(problem: ChoiceProblem, choice: Ints) -> tuple[float, Ints]:
     return math.fsum(problem.loss[rows, choice].tolist()), problem.cost[:, rows, choice].sum(axis=1)
 
 
-def without_choice(problem: ChoiceProblem, smallest_limit: tuple[int, ...] | None, solver: str, started: float) -> Solution:
+def without_choice(
+    problem: ChoiceProblem,
+    smallest_limit: tuple[int, ...] | None,
+    solver: str,
+    started: float,
+    blocking: tuple[str, ...] = (),
+) -> Solution:
     """An answer without a choice: there is none, and `smallest_limit` would do; or, without that, none was found in time.
 
     `started` is a reading of `time.perf_counter`.
@@ -124,7 +149,15 @@ def without_choice(problem: ChoiceProblem, smallest_limit: tuple[int, ...] | Non
     nothing = np.zeros(problem.resources, dtype=np.int64)
     status = Status.LIMIT if smallest_limit is None else Status.INFEASIBLE
     seconds = time.perf_counter() - started
-    return Solution(None, math.inf, nothing, status, None, solver, seconds, "bound", smallest_limit)
+    return Solution(None, math.inf, nothing, status, None, solver, seconds, "bound", smallest_limit, blocking)
+
+
+def check_plain(problem: ChoiceProblem, solver: str) -> None:
+    """Raises ValueError, for a solver that knows one limit and nothing else, when the problem has more."""
+    if not problem.plain:
+        found = [f"{problem.resources} resources"] * (problem.resources > 1) + ["a floor"] * bool(problem.floor.any())
+        found += [f"{len(problem.rules)} rules"] * bool(problem.rules)
+        raise ValueError(f"{solver} solves problems with one limit and nothing else, not {', '.join(found)}; use `best`")
 
 
 def least_costs(problem: ChoiceProblem) -> tuple[int, ...]:
@@ -132,63 +165,3 @@ def least_costs(problem: ChoiceProblem) -> tuple[int, ...]:
     largest = np.iinfo(np.int64).max
     cheapest = np.where(problem.allowed, problem.cost, largest).min(axis=2)
     return tuple(int(total) for total in cheapest.sum(axis=1))
-
-
-def brute_force(problem: ChoiceProblem) -> Solution:
-    """Try every choice: the yardstick for solvers, for at most two million choices (ValueError beyond)."""
-    started = time.perf_counter()
-    options = [np.flatnonzero(row) for row in problem.allowed]
-    shape = tuple(len(row) for row in options)
-    if math.prod(shape) > BRUTE_FORCE_LIMIT:
-        raise ValueError(f"{math.prod(shape)} choices are too many to try; use a solver from SOLVERS")
-    loss = np.zeros(1)
-    cost = np.zeros((problem.resources, 1), dtype=np.int64)
-    for item, row in enumerate(options):
-        loss = np.add.outer(loss, problem.loss[item, row]).ravel()
-        cost = (cost[:, :, None] + problem.cost[:, item, row][:, None, :]).reshape(problem.resources, -1)
-    fits = cost <= problem.limit[:, None]
-    within = fits.all(axis=0)
-    if not within.any():
-        smallest = []
-        for resource in range(problem.resources):
-            others = np.delete(fits, resource, axis=0).all(axis=0)
-            smallest.append(int(cost[resource, others if others.any() else slice(None)].min()))
-        return without_choice(problem, tuple(smallest), "brute_force", started)
-    best = np.flatnonzero(within)[loss[within].argmin()]
-    picks = np.unravel_index(best, shape)
-    choice = np.array([row[pick] for row, pick in zip(options, picks, strict=True)], dtype=np.int64)
-    total, spent = recompute(problem, choice)
-    seconds = time.perf_counter() - started
-    return Solution(choice, total, spent, Status.OPTIMAL, None, "brute_force", seconds, "search")
-
-
-def _checked(problem: ChoiceProblem) -> tuple[Floats, Ints, Ints, Bools]:
-    """Validated copies of the four tables, with zeros where an option is not allowed."""
-    given: tuple[npt.NDArray[Any], ...] = tuple(
-        np.asarray(table) for table in (problem.loss, problem.cost, problem.limit, problem.allowed)
-    )
-    loss, cost, limit, allowed = given
-    if loss.ndim != 2 or 0 in loss.shape:
-        raise ValueError(f"loss must have the shape (items, options), at least one of each, not {loss.shape}")
-    if limit.ndim != 1 or 0 in limit.shape:
-        raise ValueError(f"limit must have the shape (resources,), at least one, not {limit.shape}")
-    if cost.shape != (*limit.shape, *loss.shape):
-        raise ValueError(f"cost must have the shape {(*limit.shape, *loss.shape)} (resources, items, options), not {cost.shape}")
-    if allowed.shape != loss.shape or allowed.dtype != np.bool_:
-        raise ValueError(f"allowed must be booleans of the shape {loss.shape}, not {allowed.dtype} of shape {allowed.shape}")
-    for name, table in (("cost", cost), ("limit", limit)):
-        if not np.issubdtype(table.dtype, np.integer):
-            raise ValueError(f"{name} must be whole numbers (bytes, nanoseconds), not {table.dtype}; convert them on purpose")
-    if not allowed.any(axis=1).all():
-        raise ValueError(f"item {int(allowed.any(axis=1).argmin())} has no allowed option; allow one or leave the item out")
-    loss = np.where(allowed, loss, 0.0).astype(np.float64)
-    cost = np.where(allowed, cost, 0)
-    if not np.isfinite(loss).all():
-        raise ValueError("loss must be finite wherever allowed; mark an undefined pair as not allowed instead")
-    if np.any(cost < 0):
-        raise ValueError("cost must not be negative; add a constant to the item's costs and to the limit")
-    if max(float(np.abs(loss).max()), int(cost.max())) * len(loss) >= 2**TOTAL_BITS:
-        raise ValueError("losses and costs must add up to less than 2**60; measure them in a larger unit")
-    if np.abs(limit.astype(object)).max() >= 2**63:
-        raise ValueError("limit must fit in 64 bits; a limit beyond every cost can be stated as the largest total")
-    return loss, cost.astype(np.int64), limit.astype(np.int64), allowed.copy()

@@ -7,38 +7,47 @@ A column j of the tables is a *single format* when every item may take option j;
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from . import hull
+from . import lagrangian
+from .arrays import Ints
 from .certificate import ScaledTables, answer, scaled
 from .frontier import hull_steps
-from .problem import ChoiceProblem, Ints, Solution, without_choice
+from .hull import relax
+from .problem import ChoiceProblem, Solution, least_costs, without_choice
 
 
 def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solution:
     """Uniform plan: the better of the best single format that fits and two neighbouring formats filled in layer order.
 
-    The certificate's multipliers are those of `hull` (which gets the `time_limit`), so its gap says how much a better
-    plan could save; OPTIMAL when that is nothing. Where no single format fits: for one resource the cheapest option of
-    each item; for several, LIMIT and no choice.
+    The certificate's multipliers are those of the relaxation, so its gap says how much a better plan could save; OPTIMAL
+    when that is nothing. Where no single format fits: for one limit the cheapest option of each item; for several
+    resources, and rules, LIMIT and no choice. `time_limit` is for the relaxation.
     """
     started = time.perf_counter()
-    reference = hull.solve(problem, time_limit=time_limit)
-    if reference.certificate is None:
-        return replace(reference, solver="uniform")
     tables = scaled(problem)
-    rivals = [choice for choice in (single_format(problem), layer_order_fill(problem)) if choice is not None]
+    if problem.plain:
+        least = least_costs(problem)
+        if least[0] > problem.limit[0]:
+            return without_choice(problem, least, "uniform", started, ("the limit of resource 0",))
+        multipliers = [relax(tables).multiplier]
+    else:
+        deadline = math.inf if time_limit is None else started + time_limit
+        multipliers = lagrangian.relax(tables, deadline).multipliers
+    tried = [choice for choice in (single_format(problem), layer_order_fill(problem)) if choice is not None]
+    rivals = [choice for choice in tried if not tables.rows.broken(choice)]
     if not rivals:
-        if problem.resources > 1:
+        if not problem.plain:
             return without_choice(problem, None, "uniform", started)
         rivals = [hull_steps(tables.loss, tables.cost[0], tables.allowed).start]
     rows = np.arange(problem.items)
     best = min(rivals, key=lambda choice: int(tables.loss[rows, choice].sum()))
-    return answer(problem, best, reference.certificate.multipliers, "uniform", started)
+    return answer(problem, best, multipliers, "uniform", started, tables=tables)
 
 
 def single_format(problem: ChoiceProblem) -> Ints | None:

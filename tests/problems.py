@@ -6,13 +6,15 @@ Published instances carry the optimum that their source prints; sources are name
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-from bitplan.solvers import ChoiceProblem, merge_tied
+from bitplan.solvers import ChoiceProblem, Rule, balance, count, forbid, merge_tied
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -147,7 +149,7 @@ _TIME_8 = [.36189111, .36211718, .31141909, .30454471, .19184896, .38948934, .03
            .34307431, .02802354, .34313329, .34310756, .21117103, .37376585, .02896843, .37398187, .37405185]  # fmt: skip
 HAWQ_TIES = [(4, 6), (9, 11), (14, 16)]
 HAWQ_RESOURCES = ("size", "bops", "latency")
-_HAWQ = {  # resource: for each f, the published bits, the sum of Omega, and the bound of its linear relaxation
+HAWQ_PLANS = {  # resource: for each f, the published bits, the sum of Omega, and the bound of its linear relaxation
     "size": [("8888888888888844444", 0.1182996, 0.1144363), ("8888888888888884844", 0.0745059, 0.0559307),
              ("8888888888888488884", 0.0334406, 0.0220823)],
     "bops": [("8884848444444444444", 0.4604240, 0.4458143), ("8884888848884444444", 0.2156893, 0.1870047),
@@ -174,7 +176,7 @@ def hawq(*resources: str, quarter: int) -> ChoiceProblem:
 
 
 def _hawq() -> Iterator[Known]:
-    for resource, plans in _HAWQ.items():
+    for resource, plans in HAWQ_PLANS.items():
         for quarter, (bits, loss, bound) in enumerate(plans, start=1):
             problem, _ = merge_tied(hawq(resource, quarter=quarter), HAWQ_TIES)
             tied = {follower for _, follower in HAWQ_TIES}
@@ -204,6 +206,17 @@ def _mixtral() -> Iterator[Known]:
         yield Known(f"mixtral-{limit}", make(loss, cost, limit), least, 0.01, choice=tuple(int(b) - 1 for b in bits))
 
 
+def experts(problem: ChoiceProblem) -> ChoiceProblem:
+    """A block of experts at 1, 2 or 3 bits, with MC-MoE's rules: at least one at 3 bits, at least one at 2."""
+    members = range(problem.items)
+    return replace(problem, rules=(count(members, [2], at_least=1), count(members, [1], at_least=1)))
+
+
+def _mixtral_ruled() -> Iterator[Known]:
+    for known in _mixtral():
+        yield replace(known, name=f"{known.name}-ruled", problem=experts(known.problem))
+
+
 # --- BAQ (arXiv 2506.05664): columns whose loss is l 4^(R - b). With whole bits, equal weights and convex losses, giving one
 # bit at a time to the column that gains most is optimal, which a person can do by hand.
 
@@ -213,6 +226,80 @@ def _baq() -> Iterator[Known]:
     for name, columns, rate, least in (("baq", [16, 4, 1, 0.25], 3, 10.0), ("baq-clamped", [1024, 16, 1, 1 / 64], 1, 84.0625)):
         loss = np.array(columns)[:, None] * 4.0 ** (rate - bits)
         yield Known(name, make(loss, np.tile(bits, (4, 1)), 4 * rate), least)
+
+
+# --- CalibTIP (arXiv 2006.10518): three layers at 2, 4 or 8 bits, losses measured one layer at a time, within a share D of the
+# 32-bit size.
+
+_CALIBTIP_SIZES = [10, 40, 50]
+_CALIBTIP_LOSSES = [[0.30, 0.02, 0.0], [0.90, 0.10, 0.0], [0.12, 0.03, 0.0]]
+
+
+def calibtip(hundredths: int) -> ChoiceProblem:
+    """Within `hundredths` / 100 of the 32-bit size; costs in bits."""
+    return make(_CALIBTIP_LOSSES, np.outer(_CALIBTIP_SIZES, [2, 4, 8]), hundredths * 32 * sum(_CALIBTIP_SIZES) // 100)
+
+
+def _calibtip() -> Iterator[Known]:
+    yield Known("calibtip-0.13", calibtip(13), 0.15, choice=(1, 1, 1))
+    yield Known("calibtip-0.11", calibtip(11), 0.22, choice=(2, 1, 0))
+
+
+def _calibtip_ruled() -> Iterator[Known]:
+    """The second best plan within 0.11 of the size: the best one is ruled out, as more than two parts of it together."""
+    best = Rule("not the best plan", np.arange(3), np.array([2, 1, 0]), np.ones(3, dtype=np.int64), most=2)
+    yield Known("calibtip-0.11-second", replace(calibtip(11), rules=(best,)), 0.24, choice=(1, 1, 0))
+
+
+# --- MixDQ (methods_moe_and_more.md, section 6.5): the sum of a quality S is to be large and the bits are to lie in a band,
+# 0.02 around a mean. A loss is what is missing from the item's best S, so the least loss is the sum of the best less the
+# published S.
+
+_MIXDQ = {  # group: elements, widths, S of each item at each width, and for each mean the widths chosen and their S
+    "content": ([10, 20], [2, 4, 8], [[0.90, 0.98, 0.999], [0.70, 0.95, 0.998]],
+                {Fraction(4): ((4, 4), 1.93), Fraction(16, 3): ((8, 4), 1.949), Fraction(20, 3): ((4, 8), 1.978)}),
+    "quality": ([15, 5], [4, 8], [[20.0, 38.0], [24.0, 40.0]],
+                {Fraction(5): ((4, 8), 60.0), Fraction(7): ((8, 4), 62.0), Fraction(8): ((8, 8), 78.0)}),
+}  # fmt: skip
+
+
+def mixdq(group: str, mean: Fraction, *, band: bool = True) -> ChoiceProblem:
+    """The layers of a group within 0.02 of a mean width, or, without the `band`, at most the mean; costs in bits / 100."""
+    elements, widths, quality, _ = _MIXDQ[group]
+    near = Fraction(2, 100) if band else Fraction(0)
+    most, least = math.floor(100 * (mean + near) * sum(elements)), math.ceil(100 * (mean - near) * sum(elements))
+    best = np.array(quality).max(axis=1, keepdims=True)
+    plain = make(best - quality, 100 * np.outer(elements, widths), most)
+    return replace(plain, floor=np.array([least])) if band else plain
+
+
+def _mixdq() -> Iterator[Known]:
+    for group, (_, widths, quality, plans) in _MIXDQ.items():
+        for mean, (bits, total) in plans.items():
+            loss = math.fsum(max(row) for row in quality) - total
+            choice = tuple(widths.index(b) for b in bits)
+            yield Known(f"mixdq-{group}-{mean}", mixdq(group, mean), loss, 1e-9, choice=choice)
+
+
+# --- QuantMoE-Bench (methods_moe_and_more.md, section 2.6): the matrices that score highest, k of them, get 4 bits, the others
+# 2. The score is the largest ratio, over columns, of the largest to the mean magnitude.
+
+OUTLIER_MATRICES = {
+    "A": [[1, 2], [1, -2], [1, 2], [-1, 2]],
+    "B": [[1, 2], [1, -2], [5, 2], [-1, 2]],
+    "C": [[0.1, 2], [0.1, -4], [0.1, 2], [-0.1, 2]],
+}
+
+
+def outlier_scores() -> list[float]:
+    magnitudes = [np.abs(np.array(matrix)) for matrix in OUTLIER_MATRICES.values()]
+    return [float((magnitude.max(axis=0) / magnitude.mean(axis=0)).max()) for magnitude in magnitudes]
+
+
+def _quantmoe() -> Iterator[Known]:
+    loss = np.outer(outlier_scores(), [1, 0])
+    one = count(range(3), [1], exactly=1)
+    yield Known("quantmoe-bench", replace(make(loss, [[2, 4]] * 3, 12), rules=(one,)), 1.0 + 1.6, choice=(0, 1, 0))
 
 
 # --- Made to be awkward.
@@ -234,14 +321,14 @@ def _awkward() -> Iterator[Known]:
     yield Known("subset sum", subset, float(sum(numbers) - 50))
     pinned = make([[9.0, 1.0], [4.0, 2.0]], [[0, 0], [1, 5]], 3, allowed=[[True, False], [True, True]])
     yield Known("the better option is not allowed", pinned, 13.0, choice=(0, 0))
-    yield Known("losses below zero", make([[-1.0, -4.0], [2.0, -2.0]], [[1, 3], [1, 3]], 4), -3.0, bound=-3.0)
     large = make([[1e6, 1e-12], [1e-6, 1e-12], [1.0, 0.5]], [[1, 2], [1, 2], [1, 2]], 5)
     yield Known("losses from 1e-12 to 1e6", large, 0.5 + 1e-6 + 1e-12, 1e-11, choice=(1, 0, 1))
     giant = make([[2.0, 1.0, 0.0], [2.0, 0.9, 0.0]], np.array([[0, 2**40 + 1, 2**41], [0, 2**40, 2**41 - 1]]), 2**41 + 1)
     yield Known("costs of terabytes", giant, 1.9)
 
 
-KNOWN: list[Known] = [*_worked(), *_qpalette(), *_hawq(), *_mixtral(), *_baq(), *_awkward()]
+KNOWN: list[Known] = [*_worked(), *_qpalette(), *_hawq(), *_mixtral(), *_baq(), *_calibtip(), *_awkward()]
+KNOWN_RULED: list[Known] = [*_mixtral_ruled(), *_calibtip_ruled(), *_mixdq(), *_quantmoe()]  # with floors or rules
 
 
 # --- Random families. Each takes a generator and a size and gives a problem whose limit lies between the extremes.
@@ -303,3 +390,41 @@ def random_problem(family: str, seed: int, items: int, options: int, *, holes: b
     least = np.where(allowed, cost, cost.max()).min(axis=1).sum()
     most = np.where(allowed, cost, 0).max(axis=1).sum()
     return make(loss, cost, int(least + rng.uniform(0, 0.9) * (most - least)), allowed=allowed)
+
+
+def ruled(family: str, seed: int, items: int, options: int) -> ChoiceProblem:
+    """A problem with one or two resources, some with floors, and up to three rules; it may have no answer.
+
+    The second resource belongs to another problem of the family, so that neither limit follows from the other.
+    """
+    rng = np.random.default_rng([seed, items, options, 1])
+    first, second = (random_problem(family, 2 * seed + k, items, options) for k in range(2))
+    cost = np.concatenate([first.cost, second.cost])[: rng.integers(1, 3)]
+    least = np.where(first.allowed, cost, cost.max()).min(axis=2).sum(axis=1)
+    most = np.where(first.allowed, cost, 0).max(axis=2).sum(axis=1)
+    limit = least + (rng.uniform(0.1, 1.0, len(cost)) * (most - least)).astype(np.int64)
+    floor = np.where(rng.random(len(cost)) < 0.3, least + (rng.uniform(0, 0.7, len(cost)) * (limit - least)).astype(np.int64), 0)
+    problem = ChoiceProblem(first.loss, cost, limit, first.allowed, floor)
+    members = sorted(rng.choice(items, size=max(1, items // 2), replace=False).tolist())
+    made: list[Rule] = [
+        count(members, [int(rng.integers(options))], at_least=int(rng.integers(0, 2)), at_most=len(members) // 2 + 1)
+    ]
+    if options > 1:
+        made.append(balance(range(items), [0], [options - 1]))
+    if items > 1:
+        made.append(forbid((0, int(rng.integers(options))), (1, int(rng.integers(options)))))
+    rules: list[Rule] = []
+    for rule in made:
+        if rng.random() < 0.5:
+            try:
+                replace(problem, rules=(*rules, rule))
+            except ValueError:  # what is allowed rules it out from the start, and such a problem is refused
+                continue
+            rules.append(rule)
+    return replace(problem, rules=tuple(rules))
+
+
+def crossed(items: int) -> ChoiceProblem:
+    """Losses and two costs unrelated, both limits at three fifths of what chance would spend: both bind."""
+    rng = np.random.default_rng(items)
+    return make(rng.random((items, 6)), rng.integers(1, 1000, (2, items, 6)), 300 * items, 300 * items)

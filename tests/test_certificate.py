@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitplan.solvers import Status, brute_force, certify, scaled
+from bitplan.solvers import ChoiceProblem, Status, brute_force, certify, count, scaled
 from bitplan.solvers.certificate import answer
-from problems import FAMILIES, make, padded, random_problem
+from bitplan.solvers.rows import FREE
+from problems import FAMILIES, make, padded, random_problem, ruled
 
 # The worked instance in tenths, so that its losses are whole numbers and scaling rounds nothing.
 TENTHS = padded([[(2, 90), (3, 40), (4, 10)], [(4, 50), (6, 32), (8, 5)], [(2, 20), (3, 15), (4, 2)]], 12)
@@ -62,14 +65,43 @@ def test_options_that_are_not_allowed_do_not_lower_the_bound() -> None:
     assert certify(closed, np.array([0]), [Fraction(0)]).gap == 0
 
 
-@pytest.mark.parametrize("multipliers", [[], [Fraction(-1, 10**9)], [Fraction(1), Fraction(1)]])
-def test_multipliers_are_one_a_resource_and_not_negative(multipliers: list[Fraction]) -> None:
-    with pytest.raises(ValueError, match="needs 1 multipliers, none negative"):
+@pytest.mark.parametrize("multipliers", [[], [Fraction(1), Fraction(1)]])
+def test_multipliers_are_one_a_row(multipliers: list[Fraction]) -> None:
+    with pytest.raises(ValueError, match="needs 1 multipliers, one a row"):
         certify(TENTHS, BEST, multipliers)
 
 
+def test_a_negative_multiplier_prices_a_lower_bound_and_needs_one() -> None:
+    """At least 11 of cost: the cheapest choices are out, and a price below zero says what that costs at least."""
+    floored = replace(TENTHS, floor=np.array([11]), loss=TENTHS.loss.max() - TENTHS.loss)
+    best = brute_force(floored).choice
+    assert best is not None
+    scale = scaled(floored).scale
+    bound = certify(floored, best, [Fraction(-20) * scale]).lower_bound
+    assert certify(floored, best, [Fraction(0)]).lower_bound < bound <= scaled_loss(floored, best)
+    open_below = replace(TENTHS, rules=(count([0], [2], at_most=1),))
+    with pytest.raises(ValueError, match=r"on the options .2.' is not bounded below, so its multiplier cannot be -1"):
+        certify(open_below, BEST, [Fraction(0), Fraction(-1)])
+
+
+@given(seed=st.integers(0, 2**32), prices=st.lists(st.fractions(-50, 50, max_denominator=1000), min_size=5, max_size=5))
+def test_any_multipliers_of_any_rows_give_a_true_bound(seed: int, prices: list[Fraction]) -> None:
+    problem = ruled("near", seed, 4, 3)
+    best, rows = brute_force(problem).choice, problem.rows
+    if best is not None:
+        allowed = [
+            Fraction(0) if abs(int(most if price > 0 else least)) == FREE else price * scaled(problem).scale
+            for price, least, most in zip(prices, rows.least, rows.most, strict=False)
+        ]
+        assert certify(problem, best, allowed).lower_bound <= scaled_loss(problem, best)
+
+
+def scaled_loss(problem: ChoiceProblem, choice: npt.NDArray[np.int64]) -> int:
+    return int(scaled(problem).loss[np.arange(problem.items), choice].sum())
+
+
 def test_a_choice_beyond_the_limit_gets_no_certificate() -> None:
-    with pytest.raises(ValueError, match=r"costs \[16\], more than the limit \[12\]"):
+    with pytest.raises(ValueError, match="the choice breaks a bound: resource 0 is 16, more than 12"):
         certify(TENTHS, np.array([2, 2, 2]), [Fraction(0)])
 
 

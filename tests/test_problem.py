@@ -33,12 +33,17 @@ GOOD: dict[str, Any] = {
         ("cost", np.array([[[1.0, 2.0], [3.0, 4.0]]]), "cost must be whole numbers .* not float64"),
         ("limit", np.array([5.5]), "limit must be whole numbers"),
         ("allowed", np.array([[True, True], [False, False]]), "item 1 has no allowed option"),
-        ("loss", np.array([[2.0, math.nan], [4.0, 3.0]]), "loss must be finite wherever allowed"),
-        ("loss", np.array([[2.0, math.inf], [4.0, 3.0]]), "loss must be finite wherever allowed"),
-        ("cost", np.array([[[1, -2], [3, 4]]]), "cost must not be negative"),
+        ("loss", np.array([[2.0, math.nan], [4.0, 3.0]]), "loss of item 0, option 1 is nan; mark an undefined pair"),
+        ("loss", np.array([[2.0, math.inf], [4.0, 3.0]]), "loss of item 0, option 1 is inf"),
+        ("loss", np.array([[2.0, 1.0], [4.0, -3.0]]), "loss of item 1, option 1 is -3.0; add a constant"),
+        ("cost", np.array([[[1, -2], [3, 4]]]), r"cost \(resource 0\) of item 0, option 1 is -2; add a constant"),
+        ("cost", np.array([[[1.0, 2.5], [3.0, 4.0]]]), r"\(resource 0, item 0, option 1 is 2.5\); choose a smaller unit"),
+        ("floor", np.array([6]), "resource 0 must cost at least 6 and at most 5: no choice can"),
+        ("floor", np.array([6, 6]), r"floor must have the shape \(1,\) of limit"),
+        ("floor", np.array([0.5]), "floor must be whole numbers"),
         ("loss", np.array([[2.0**60, 1.0], [4.0, 3.0]]), "add up to less than 2\\*\\*60; measure them in a larger unit"),
         ("cost", np.array([[[1, 2], [3, 2**59]]]), "add up to less than 2\\*\\*60"),
-        ("limit", np.array([2**63], dtype=np.uint64), "limit must fit in 64 bits"),
+        ("limit", np.array([2**63], dtype=np.uint64), r"limit and floor must stay below 2\*\*62"),
     ],
 )
 def test_misuse_raises_at_the_door(name: str, value: Any, sentence: str) -> None:
@@ -69,9 +74,9 @@ def test_entries_that_are_not_allowed_are_never_read() -> None:
 
 
 def test_recompute_adds_up_from_the_tables() -> None:
-    problem = make([[0.1], [0.2], [0.3], [1e16], [-1e16]], np.arange(10).reshape(2, 5, 1), 99, 99)
+    problem = make([[0.1], [0.2], [0.3], [1e16], [1.0]], np.arange(10).reshape(2, 5, 1), 99, 99)
     loss, cost = recompute(problem, np.zeros(5, dtype=np.int64))
-    assert loss == math.fsum([0.1, 0.2, 0.3])
+    assert loss == math.fsum([0.1, 0.2, 0.3, 1e16, 1.0]) == 1e16 + 2
     assert cost.tolist() == [10, 35]
 
 

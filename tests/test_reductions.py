@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitplan.solvers import SOLVERS, merge_tied, recompute
+from bitplan.solvers import SOLVERS, Rule, Status, balance, brute_force, count, forbid, merge_tied, recompute
 from problems import HAWQ_TIES, hawq, make, random_problem
 
 
@@ -69,3 +73,50 @@ def test_members_must_have_an_option_in_common() -> None:
     problem = make(np.zeros((3, 2)), np.zeros((3, 2), dtype=int), 0, allowed=[[True, False], [True, True], [False, True]])
     with pytest.raises(ValueError, match=r"tied items \[0, 2\] have no allowed option in common"):
         merge_tied(problem, [[0, 2]])
+
+
+def test_weights_of_tied_members_add_up() -> None:
+    rules = (
+        Rule("weights", np.array([0, 1, 2, 2]), np.array([1, 1, 1, 0]), np.array([3, 4, 5, 7]), most=12),
+        forbid((0, 1), (2, 1)),
+        balance((1, 2, 3), up=(0,), down=(1,), name="even"),
+    )
+    merged, _ = merge_tied(replace(random_problem("wild", 0, 4, 3, holes=False), rules=rules), [[0, 2]])
+    told = [sorted(zip(*(a.tolist() for a in (r.item, r.option, r.weight)), strict=True)) for r in merged.rules]
+    assert told[0] == [(0, 0, 7), (0, 1, 8), (1, 1, 4)]
+    assert told[1] == [(0, 1, 2)]  # 2 > 1: the tied items may not take option 1
+    assert told[2] == [(0, 0, 1), (0, 1, -1), (1, 0, 1), (1, 1, -1), (2, 0, 1), (2, 1, -1)]
+    assert [(rule.name, rule.least, rule.most) for rule in merged.rules] == [(rule.name, rule.least, rule.most) for rule in rules]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_floors_and_rules_hold_after_the_merger(seed: int) -> None:
+    """Every choice of the merged problem, against the choices of the first one in which the tied items agree."""
+    rng = np.random.default_rng(seed)
+    problem = make(rng.integers(0, 20, (5, 3)), rng.integers(0, 10, (5, 3)), 30)
+    rules = (count(range(5), (0, 1), at_least=1, at_most=4), forbid((0, 2), (3, 1)), balance((1, 2, 4), up=(0,), down=(2,)))
+    problem = replace(problem, floor=np.array([12]), rules=rules)
+    merged, invert = merge_tied(problem, [[1, 3], [4, 0]])
+    assert merged.floor.tolist() == [12]
+    allowed = 0
+    for picks in itertools.product(range(3), repeat=merged.items):
+        choice = np.array(picks)
+        assert merged.rows.totals(choice).tolist() == problem.rows.totals(invert(choice)).tolist()
+        allowed += not merged.rows.broken(choice)
+    assert allowed > 0
+    tied = [np.array(c) for c in itertools.product(range(3), repeat=5) if c[1] == c[3] and c[0] == c[4]]
+    least = min(recompute(problem, choice)[0] for choice in tied if not problem.rows.broken(choice))
+    assert brute_force(merged).loss == least
+    assert SOLVERS["best"](merged).loss == least
+    assert math.isfinite(least)
+
+
+def test_a_rule_that_tied_members_cannot_keep_leaves_no_choice() -> None:
+    problem = replace(random_problem("wild", 0, 2, 2, holes=False), rules=(count((0, 1), (0,), exactly=1),))
+    assert SOLVERS["best"](problem).status is not Status.INFEASIBLE
+    merged, _ = merge_tied(problem, [[0, 1]])  # both or neither: never one
+    assert SOLVERS["best"](merged).status is Status.INFEASIBLE
+    apart = count((0, 1), (0,), at_most=1)
+    pinned = replace(problem, allowed=np.array([[True, False], [True, True]]), rules=(apart,))
+    with pytest.raises(ValueError, match="cannot be kept"):
+        merge_tied(pinned, [[0, 1]])

@@ -147,7 +147,7 @@ def test_a_larger_budget_is_never_worse_and_never_broken(solver: str) -> None:
 
 def test_the_asked_solver_is_the_one_that_answers_and_none_beats_the_best() -> None:
     plans = {name: plan("33%", solver=name) for name in SOLVERS}
-    assert [plans[name].provenance.solver for name in ("dp", "hull", "uniform")] == ["dp", "hull", "uniform"]
+    assert [plans[name].provenance.solver for name in ("best", "dp", "hull", "uniform")] == ["core", "dp", "hull", "uniform"]
     assert plans["best"].predicted.loss <= min(made.predicted.loss for made in plans.values())
     assert plans["best"].predicted.loss < plans["uniform"].predicted.loss
 
