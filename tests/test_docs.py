@@ -137,3 +137,12 @@ def test_the_certificate_check_of_the_pages_accepts_the_true_and_refuses_the_fal
     for lie in ({"limit": 10}, {"multiplier_numerator": -price.numerator}, {"choice": [3, 3, 2]}):
         with pytest.raises(AssertionError):
             names["check"](document | lie)
+
+
+def test_the_programs_of_the_solvers_page_are_true() -> None:
+    page = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    programs = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(programs) == 5
+    for program in programs:
+        exec(program, names)
