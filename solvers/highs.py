@@ -113,10 +113,18 @@ def relax_by_highs(tables: ScaledTables, deadline: float) -> Relaxed | None:
     return Relaxed(multipliers, programme.table(result.x))
 
 
-def least(loss: Ints, tables: ScaledTables, deadline: float, *, without: Bools | None = None, nodes: int | None = None) -> Found:
+def least(
+    loss: Ints,
+    tables: ScaledTables,
+    deadline: float,
+    *,
+    without: Bools | None = None,
+    nodes: int | None = None,
+    gap: float = 0.0,
+) -> Found:
     """The choice of least `loss` (n, m) that keeps the rows; the best found, where `nodes` of the search tree do not settle it.
 
-    `without` (2, q): lower and upper bounds to leave out.
+    `gap`: a difference of loss that is not worth searching for. `without` (2, q): lower and upper bounds to leave out.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -126,7 +134,9 @@ def least(loss: Ints, tables: ScaledTables, deadline: float, *, without: Bools |
     if without is not None:
         lower[without[0]], rows_least[without[0]] = -np.inf, -FREE
         upper[without[1]], rows_most[without[1]] = np.inf, FREE
-    objective, _ = _objective(loss, tables, programme)
+    objective, unit = _objective(loss, tables, programme)
+    # HiGHS's gap is relative to the objective, of which this is a fair guess from above.
+    relative = gap / unit / max(1.0, float(objective.sum()) / loss.shape[1])
     for _ in range(ROUNDS):
         if time.perf_counter() >= deadline:
             return Found(None, False)
@@ -135,7 +145,7 @@ def least(loss: Ints, tables: ScaledTables, deadline: float, *, without: Bools |
             integrality=np.ones(len(objective), dtype=np.int64),
             bounds=Bounds(0, 1),
             constraints=[LinearConstraint(programme.one_each, 1, 1), LinearConstraint(programme.rows, lower, upper)],
-            options=_time_options(deadline, mip_rel_gap=0.0, **({} if nodes is None else {"node_limit": nodes})),
+            options=_time_options(deadline, mip_rel_gap=relative, **({} if nodes is None else {"node_limit": nodes})),
         )
         if result.x is None:
             return Found(None, result.status == 2)

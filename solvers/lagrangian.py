@@ -35,6 +35,7 @@ STALLED = 4  # rounds in which neither moves: HiGHS's tolerances see no differen
 DRAWN = 0.3  # share of the best prices so far in the next prices
 PRICED_OUT = 1e-7  # a cut that weighs less in the mix has no say
 NODES = 200  # of the search tree, for a good choice rather than a proven one; a count, so that the answer is always the same
+WORTH = 5e-6  # of the loss: less is not searched for
 LAST_NODES = 20_000  # where not even a choice was found
 UNDECIDED = (64, 512, 4096)  # items left to the integer programme, more where fewer do not make a choice
 
@@ -186,10 +187,11 @@ def near_choice(tables: ScaledTables, relaxation: DualSolution, deadline: float)
     elsewhere[np.arange(len(loss)), relaxation.choice] = np.inf
     nearness = np.where(relaxation.unsettled, -1.0, elsewhere.min(axis=1))
     order = np.argsort(nearness, kind="stable")
+    worth = WORTH * float(tables.loss[np.arange(len(loss)), relaxation.choice].sum())
     for undecided in [*UNDECIDED, len(order)]:
         among = order[: max(undecided, int(relaxation.unsettled.sum()))]
         part = restricted(tables, relaxation.choice, among)
-        found = least(part.loss, part, deadline, nodes=NODES)
+        found = least(part.loss, part, deadline, nodes=NODES, gap=worth)
         if found.choice is None and not found.done and len(among) == len(order):
             found = least(tables.loss, tables, deadline, nodes=LAST_NODES)
         if found.choice is not None:
