@@ -57,18 +57,18 @@ def certify(problem: ChoiceProblem, choice: Ints, multipliers: Sequence[Fraction
 
     Raises ValueError when a multiplier is missing or prices a side that is not bounded, or the choice breaks a bound.
     """
-    return certify_tables(problem, scaled(problem), choice, multipliers)
+    recompute(problem, choice)  # refuses what is no choice
+    return certify_tables(scaled(problem), choice, multipliers)
 
 
-def certify_tables(problem: ChoiceProblem, tables: ScaledTables, choice: Ints, multipliers: Sequence[Fraction]) -> Certificate:
-    """`certify`, for who has the `tables` of the problem at hand."""
+def certify_tables(tables: ScaledTables, choice: Ints, multipliers: Sequence[Fraction]) -> Certificate:
+    """`certify`, for who has the problem's `tables` at hand and knows that `choice` takes allowed options."""
     if len(multipliers) != len(tables.rows):
         raise ValueError(f"a certificate needs {len(tables.rows)} multipliers, one a row, not {list(multipliers)}")
-    recompute(problem, choice)  # refuses what is no choice
     if broken := tables.rows.broken(choice):
         raise ValueError(f"the choice breaks a bound: {broken[0]}")
     bound = lower_bound(tables, multipliers)
-    loss = int(tables.loss[np.arange(problem.items), choice].sum())
+    loss = int(tables.loss[np.arange(len(choice)), choice].sum())
     return Certificate(tuple(multipliers), bound, loss - bound, tables.scale)
 
 
@@ -127,8 +127,8 @@ def answer(
     `started` is a reading of `time.perf_counter`; `tables` are those of `scaled(problem)`, where they are at hand.
     """
     tables = tables or scaled(problem)
-    certificate = certify_tables(problem, tables, choice, multipliers)
+    loss, cost = recompute(problem, choice)
+    certificate = certify_tables(tables, choice, multipliers)
     proof: Proof = "multipliers" if certificate.gap == 0 else "search" if searched else "bound"
     status = Status.OPTIMAL if proof != "bound" else Status.LIMIT if stopped else Status.FEASIBLE
-    loss, cost = recompute(problem, choice)
     return Solution(choice, loss, cost, status, certificate, solver, time.perf_counter() - started, proof)
