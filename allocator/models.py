@@ -6,12 +6,14 @@ the class. Code in a model's repository is never run.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,9 +93,10 @@ def rebuild_gguf(source: Source, home: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"gguf_file": source.path.name}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.path.parent, dtype=torch.bfloat16, output_loading_info=True, **options
-    )
+    with redirect_stderr(io.StringIO()):  # the conversion's bar asks none of transformers' settings
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.path.parent, dtype=torch.bfloat16, output_loading_info=True, **options
+        )
     model, info = loaded
     if info["missing_keys"]:
         raise ModelError(f"{source.path} is not whole: {min(info['missing_keys'])!r} is missing; fetch it again")
