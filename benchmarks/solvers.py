@@ -224,7 +224,7 @@ def goals(rows: list[tally.Row]) -> list[str]:
         both = all(row["binding"] == "1" for row in two)
         kept = "kept" if seconds <= 2 and gap <= 1e-4 and both else "MISSED"
         lines.append(
-            f"44,544 x 6 with two limits within a gap of 1e-4 and 2 s: {gap:.1e}, {seconds:.2f} s at worst, both binding: {both}: {kept}"
+            f"44,544 x 6 with two limits within a gap of 1e-4 and 2 s: {gap:.1e}, {seconds:.2f} s at worst, both bind: {both}: {kept}"
         )
     return lines
 
