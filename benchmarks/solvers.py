@@ -213,7 +213,7 @@ def goals(rows: list[tally.Row]) -> list[str]:
         if own := [float(row["seconds"]) for row in rows if row["solver"] == "best" and row["items"] == str(items)]:
             kept = "kept" if max(own) <= most else "MISSED"
             lines.append(
-                f"best proves {items:,} items within {most} s: {sorted(own)[len(own) // 2]:.3f} s, {max(own):.3f} at worst: {kept}"
+                f"best proves {items:,} items within {most} s: {sorted(own)[len(own) // 2]:.3f} s, {max(own):.3f} s: {kept}"
             )
     if frontier:
         seconds, peak = max(float(row["seconds"]) for row in frontier), max(float(row["peak_bytes"]) for row in frontier)
@@ -224,7 +224,7 @@ def goals(rows: list[tally.Row]) -> list[str]:
         both = all(row["binding"] == "1" for row in two)
         kept = "kept" if seconds <= 2 and gap <= 1e-4 and both else "MISSED"
         lines.append(
-            f"44,544 x 6 with two limits within a gap of 1e-4 and 2 s: {gap:.1e}, {seconds:.2f} s at worst, both bind: {both}: {kept}"
+            f"44,544 x 6, two limits, within 1e-4 and 2 s: {gap:.1e}, {seconds:.2f} s at worst, both bind: {both}: {kept}"
         )
     return lines
 
