@@ -10,6 +10,7 @@ from .problem import ChoiceProblem, Solution, Status
 
 PAIRS_FOR_SEARCH = 20_000  # items times options: more, and branch and bound takes minutes
 SHARE_FOR_LISTS = 0.25  # of the time limit; the rest is for branch and bound
+NODES = 20_000  # of the search tree: a minute or so, and a count, so that the answer is always the same
 STATES = 2**15  # in a list: more, and branch and bound is faster
 
 
@@ -30,7 +31,7 @@ def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solutio
     if exact.status is not Status.LIMIT:
         return replace(exact, reason=f"{size}: exact by lists of undominated states")
     left = None if time_limit is None else max(0.0, time_limit - (time.perf_counter() - started))
-    found = milp.solve(problem, time_limit=left)
+    found = milp.solve(problem, time_limit=left, nodes=NODES)
     if found.choice is None or (exact.choice is not None and exact.loss <= found.loss):
         return replace(exact, reason=f"{size}: the lists were cut short, and HiGHS found nothing better")
     return replace(found, reason=f"{size}: too many states for exact lists. {found.reason}")

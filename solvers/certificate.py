@@ -99,8 +99,10 @@ def minimisers(tables: ScaledTables, multipliers: Sequence[Fraction]) -> Bools:
         magnitude = priced
     error = magnitude * ((len(prices) + 3) * 2.0**-51)
     priced[~tables.allowed] = np.inf
-    nearest = (priced + error).min(axis=1)
-    candidates: Bools = (priced - error <= nearest[:, None]) & tables.allowed
+    above = priced + error
+    nearest = above.min(axis=1, keepdims=True)
+    candidates: Bools = np.subtract(priced, error, out=above) <= nearest
+    candidates &= tables.allowed
     unclear = np.flatnonzero(candidates.sum(axis=1) > 1)
     if len(unclear):
         common = math.lcm(*(multiplier.denominator for multiplier in multipliers))

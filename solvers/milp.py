@@ -17,11 +17,12 @@ from .infeasible import no_choice
 from .problem import ChoiceProblem, Solution, least_costs
 
 
-def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solution:
+def solve(problem: ChoiceProblem, *, time_limit: float | None = None, nodes: int | None = None) -> Solution:
     """Mixed-integer programming by HiGHS: the least loss to within 1e-7 of the largest, for any rows and rules.
 
     The multipliers are the dual values of the linear relaxation. OPTIMAL only where they prove it: HiGHS's own word is good
-    to its tolerances, and then the status is FEASIBLE and `reason` says so. LIMIT when `time_limit` cut the search short.
+    to its tolerances, and then the status is FEASIBLE and `reason` says so. LIMIT when `time_limit` (seconds) or
+    `nodes` of the search tree cut the search short.
     """
     started = time.perf_counter()
     deadline = math.inf if time_limit is None else started + time_limit
@@ -29,12 +30,12 @@ def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solutio
     if problem.plain and least_costs(problem)[0] > problem.limit[0]:
         return no_choice(problem, tables, True, "milp", started, deadline)
     multipliers, known = start(problem, tables, deadline)
-    found = least(tables.loss, tables, deadline)
+    found = least(tables.loss, tables, deadline, nodes=nodes)
     choice = better(tables, found.choice, known)
     if choice is None:
         return no_choice(problem, tables, found.done, "milp", started, deadline)
     solution = answer(problem, choice, multipliers, "milp", started, stopped=not found.done, tables=tables)
-    return replace(solution, reason=f"HiGHS: {'optimal within its tolerances' if found.done else 'stopped by the time limit'}")
+    return replace(solution, reason=f"HiGHS: {'optimal within its tolerances' if found.done else 'stopped before it was done'}")
 
 
 def start(problem: ChoiceProblem, tables: ScaledTables, deadline: float) -> tuple[list[Fraction], Ints | None]:
