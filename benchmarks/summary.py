@@ -45,7 +45,8 @@ def quality(document: dict[str, Any], name: str) -> list[str]:
     lines = [
         f"### {name}: {document['quantity']}, lower is better",
         "",
-        f"Held-out data: {NOTES[name.split('.')[0]]} Palette: {', '.join(document['palette'])}.",
+        f"Held-out data: {NOTES[name.split('.')[0]]} Calibrated on {document['calibration']}. "
+        f"Palette: {', '.join(document['palette'])}.",
         "",
         "| size | " + " | ".join(present) + " | below uniform | measured / predicted |",
         "| --- |" + " --- |" * (len(present) + 2),
