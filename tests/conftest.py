@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi.testclient import TestClient
+
+    from bitplan.api.settings import Settings
+    from bitplan.api.store import Store
     from shelf import Shelf
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,3 +61,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in gpu_tests:
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA device on this machine"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of a service whose models need no measuring."""
+    import fakes
+    from bitplan.api.settings import Settings
+
+    fakes.install(monkeypatch)
+    return Settings.from_environment(tmp_path / "home")
+
+
+@pytest.fixture
+def http(settings: Settings) -> Iterator[TestClient]:
+    """A client of that service."""
+    from fastapi.testclient import TestClient
+
+    from bitplan.api.app import create_app
+
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def store(http: TestClient) -> Store:
+    """What that service stores."""
+    store: Store = http.app.state.store  # type: ignore[attr-defined]
+    return store
+
+
+@pytest.fixture
+def measured(settings: Settings) -> str:
+    """The id of a profile that is there before the first request."""
+    import fakes
+    from bitplan.allocator import ProfileRequest
+
+    return fakes.profile_model(ProfileRequest("tiny"), home=settings.home).id

@@ -7,8 +7,9 @@ in another process sees them as it would see real ones. Losses are deterministic
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ from bitplan.allocator.solve import needs_profile
 from bitplan.kernels.formats import FORMATS
 from bitplan.sensitivity.report import SensitivityReport
 from bitplan.sensitivity.units import Fixed, Inventory, Matrix, Unit
+
+if TYPE_CHECKING:
+    from bitplan.api.schema import JobView
+    from bitplan.api.settings import Settings
+    from bitplan.api.store import Store
 
 LAYERS, WIDTH, EXPERTS = 4, 64, 4
 ROLES = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o"}
@@ -188,3 +194,13 @@ def _tell(progress: Any, stage: str, total: int) -> None:
     for done in range(total + 1):
         if progress is not None:
             progress(stage, done, total)
+
+
+def do_oldest_job(store: Store, settings: Settings) -> JobView:
+    """Do the oldest job of a service's store, here and now."""
+    from bitplan.api.worker import do_job
+
+    job = store.jobs.claim()
+    assert job is not None
+    do_job(job, store, settings.home, threading.Event())
+    return store.jobs.get(job.id)

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,48 +15,13 @@ from fastapi.testclient import TestClient
 
 import fakes
 from bitplan.allocator import Plan, ProfileRequest
-from bitplan.api.app import create_app
-from bitplan.api.guard import BODY_BYTES
 from bitplan.api.replies import ANSWER_SECONDS
-from bitplan.api.schema import JobView
 from bitplan.api.settings import Settings
 from bitplan.api.store import Store
 from bitplan.api.tables import ReplyRow, timestamp
-from bitplan.api.worker import do_job
+from fakes import do_oldest_job
 
 PLAN = {"model": "tiny", "budget": "25%"}
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    fakes.install(monkeypatch)
-    return Settings.from_environment(tmp_path / "home")
-
-
-@pytest.fixture
-def http(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture
-def store(http: TestClient) -> Store:
-    store: Store = http.app.state.store  # type: ignore[attr-defined]
-    return store
-
-
-@pytest.fixture
-def measured(settings: Settings) -> str:
-    """The id of a profile that is there before the first request."""
-    return fakes.profile_model(ProfileRequest("tiny"), home=settings.home).id
-
-
-def work(store: Store, settings: Settings) -> JobView:
-    """Do the oldest job."""
-    job = store.jobs.claim()
-    assert job is not None
-    do_job(job, store, settings.home, threading.Event())
-    return store.jobs.get(job.id)
 
 
 class TestPlans:
@@ -82,7 +46,7 @@ class TestPlans:
         location = asked.headers["location"]
         assert http.get(location).json() == asked.json()
         assert http.post("/v1/plans", json=PLAN).headers["location"] == location
-        done = work(store, settings)
+        done = do_oldest_job(store, settings)
         assert http.get(location).json() == done.model_dump()
         assert done.result is not None
         plan = http.get(done.result["href"]).json()
@@ -93,7 +57,7 @@ class TestPlans:
     ) -> None:
         asked = http.post("/v1/plans", json={**PLAN, "verify": True})
         assert asked.status_code == 201
-        job = work(store, settings)
+        job = do_oldest_job(store, settings)
         assert asked.headers["link"] == f'</v1/jobs/{job.id}>; rel="related"'
         again = http.post("/v1/plans", json={**PLAN, "verify": True})
         assert again.json()["evidence"]["passed"] is True
@@ -165,7 +129,7 @@ class TestPlans:
         plan = http.post("/v1/plans", json=PLAN).json()
         tag = http.get(f"/v1/plans/{plan['id']}").headers["etag"]
         asked = http.post(f"/v1/plans/{plan['id'][:12]}/verify")
-        assert (asked.status_code, asked.headers["location"]) == (202, f"/v1/jobs/{work(store, settings).id}")
+        assert (asked.status_code, asked.headers["location"]) == (202, f"/v1/jobs/{do_oldest_job(store, settings).id}")
         answer = http.get(f"/v1/plans/{plan['id']}", headers={"If-None-Match": tag})
         assert answer.status_code == 200
         assert answer.json()["evidence"]["plan_id"] == plan["id"]
@@ -237,7 +201,7 @@ class TestIdempotency:
         self, http: TestClient, store: Store, settings: Settings
     ) -> None:
         first = http.post("/v1/profiles", json={"model": "tiny"}, headers={"Idempotency-Key": "k"})
-        work(store, settings)
+        do_oldest_job(store, settings)
         again = http.post("/v1/profiles", json={"model": "tiny"}, headers={"Idempotency-Key": "k"})
         assert (again.status_code, again.json()) == (202, first.json())
         assert len(http.get("/v1/jobs").json()["items"]) == 1
@@ -278,7 +242,7 @@ class TestProfiles:
     def test_a_profile_is_measured_once(self, http: TestClient, store: Store, settings: Settings) -> None:
         asked = http.post("/v1/profiles", json={"model": "tiny"})
         assert asked.status_code == 202
-        done = work(store, settings)
+        done = do_oldest_job(store, settings)
         assert done.result is not None
         profile = http.get(done.result["href"]).json()
         assert profile == {"model": "tiny", **fakes.report(ProfileRequest("tiny")).to_json()}
@@ -304,7 +268,7 @@ class TestProfiles:
 class TestJobs:
     def test_events_tell_a_job_to_its_end(self, http: TestClient, store: Store, settings: Settings) -> None:
         location = http.post("/v1/plans", json=PLAN).headers["location"]
-        timer = threading.Timer(0.4, work, (store, settings))
+        timer = threading.Timer(0.4, do_oldest_job, (store, settings))
         timer.start()
         answer = http.get(f"{location}/events")
         timer.join()
@@ -318,7 +282,7 @@ class TestJobs:
 
     def test_events_go_on_after_the_last_one_seen(self, http: TestClient, store: Store, settings: Settings) -> None:
         location = http.post("/v1/plans", json={**PLAN, "budget": "1%"}).headers["location"]
-        version = work(store, settings).version
+        version = do_oldest_job(store, settings).version
         assert [event["event"] for event in parse_events(http.get(f"{location}/events").text)] == ["error"]
         seen = http.get(f"{location}/events", headers={"Last-Event-ID": str(version)})
         assert parse_events(seen.text) == []
@@ -331,13 +295,13 @@ class TestJobs:
         assert http.post(f"{first}/cancel").status_code == 202
         second = http.post("/v1/plans", json=PLAN).headers["location"]
         assert second != first
-        work(store, settings)
+        do_oldest_job(store, settings)
         refused = http.post(f"{second}/cancel")
         assert (refused.status_code, refused.json()["type"]) == (409, "/problems/job-not-cancelable")
 
     def test_lists_are_filtered_by_status(self, http: TestClient, store: Store, settings: Settings) -> None:
         http.post("/v1/plans", json=PLAN)
-        assert work(store, settings).status == "succeeded"
+        assert do_oldest_job(store, settings).status == "succeeded"
         http.post("/v1/profiles", json={"model": "experts"})
         kinds = {
             status: [j["kind"] for j in http.get("/v1/jobs", params={"status": status}).json()["items"]]
@@ -351,7 +315,7 @@ class TestCatalog:
     def test_an_inventory_is_read_once(self, http: TestClient, store: Store, settings: Settings) -> None:
         asked = http.get("/v1/inventory", params={"model": "tiny"})
         assert asked.status_code == 202
-        work(store, settings)
+        do_oldest_job(store, settings)
         known = http.get("/v1/inventory", params={"model": "tiny"})
         assert known.status_code == 200
         assert known.json()["fingerprint"] == fakes.inventory().fingerprint
@@ -395,64 +359,6 @@ class TestHealth:
         text = http.get("/metrics").text
         assert 'bitplan_jobs{kind="plan",status="queued"} 1\n' in text
         assert "bitplan_worker_up 0\n" in text
-
-
-class TestPages:
-    def test_the_dashboard_is_empty_at_first_and_then_lists_plans(
-        self, http: TestClient, store: Store, settings: Settings, measured: str
-    ) -> None:
-        assert "bitplan plan smollm2-135m" in http.get("/").text
-        plan = http.post("/v1/plans", json={**PLAN, "verify": True}).json()
-        waiting = http.get("/").text
-        assert 'http-equiv="refresh"' in waiting
-        work(store, settings)
-        page = http.get("/", params={"model": "tiny"}).text
-        assert f'href="/plans/{plan["id"]}"' in page
-        assert "passed" in page
-        assert "Loss against size" in page
-        assert 'http-equiv="refresh"' not in page
-
-    def test_a_plans_page_shows_its_map(self, http: TestClient, measured: str) -> None:
-        plan = http.post("/v1/plans", json=PLAN).json()
-        page = http.get(f"/plans/{plan['id'][:12]}")
-        assert page.headers["content-type"].startswith("text/html")
-        assert "model.layers.0.self_attn.q_proj: " in page.text
-        assert http.get("/plans/none").status_code == 404
-
-    def test_pages_may_load_nothing(self, http: TestClient, measured: str) -> None:
-        plan = http.post("/v1/plans", json=PLAN).json()
-        for path in ("/", f"/plans/{plan['id']}"):
-            page = http.get(path)
-            policy = page.headers["content-security-policy"]
-            assert "default-src 'none'" in policy
-            assert "unsafe" not in policy
-            assert "<script" not in page.text
-            assert "style=" not in page.text
-        assert "sha256-" in policy
-        assert http.get("/v1/plans").headers["content-security-policy"].startswith("default-src 'none'")
-
-    def test_names_are_escaped(self, http: TestClient, store: Store) -> None:
-        plan = fakes.plan()
-        store.put_plan(plan.model_copy(update={"model": plan.model.model_copy(update={"id": "<b>&\"'</b>"})}))
-        for path in ("/", f"/plans/{plan.id}"):
-            assert "<b>" not in http.get(path).text
-            assert "&lt;b&gt;" in http.get(path).text
-
-
-class TestGuard:
-    def test_large_bodies_are_refused(self, http: TestClient) -> None:
-        body = json.dumps({**PLAN, "model": "m" * BODY_BYTES}).encode()
-        refused = http.post("/v1/plans", content=body, headers={"content-type": "application/json"})
-        assert (refused.status_code, refused.json()["type"]) == (413, "/problems/body-too-large")
-        pieces = (body[start : start + 65536] for start in range(0, len(body), 65536))
-        refused = http.post("/v1/plans", content=pieces, headers={"content-type": "application/json"})
-        assert (refused.status_code, refused.json()["type"]) == (413, "/problems/body-too-large")
-
-    def test_pages_of_other_sites_may_not_write(self, http: TestClient) -> None:
-        refused = http.post("/v1/plans", json=PLAN, headers={"Origin": "https://elsewhere.example"})
-        assert (refused.status_code, refused.json()["type"]) == (403, "/problems/foreign-origin")
-        assert http.post("/v1/plans", json=PLAN, headers={"Origin": "http://testserver"}).status_code == 202
-        assert http.get("/v1/plans", headers={"Origin": "https://elsewhere.example"}).status_code == 200
 
 
 def test_the_service_never_loads_torch(tmp_path: Path) -> None:
