@@ -24,6 +24,7 @@ import numpy as np
 from .arrays import Bools, Floats, Ints
 from .certificate import ScaledTables, answer, scaled
 from .hull import Relaxation, fill, relax
+from .layers import Layer, trace
 from .problem import ChoiceProblem, Solution, check_plain, least_costs, without_choice
 
 # Candidates (states times options) looked at for one item. A first sweep that never needs more is exact; else a wider
@@ -133,16 +134,6 @@ def _common_divisor(numbers: Ints) -> int:
     return divisor if not (numbers % divisor).any() else max(1, int(np.gcd.reduce(numbers)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """One item looked at. State k came from state origin[k] % before of the layer before, by option origin[k] // before."""
-
-    item: int
-    options: Ints
-    before: int
-    origin: Ints
-
-
 def _sweep(core: _Core, choice: Ints, width: int, deadline: float) -> tuple[Ints, bool]:
     """Look at the core's items in order. Returns the best choice, `choice` if nothing loses less, and whether none can."""
     best = int(core.lost[np.arange(len(choice)), choice].sum())
@@ -150,7 +141,7 @@ def _sweep(core: _Core, choice: Ints, width: int, deadline: float) -> tuple[Ints
     items, ups, downs = core.order(alternatives)
     more = lost = np.zeros(1, dtype=np.int64)
     left, credit = np.full(1, core.slack), np.zeros(1)
-    layers: list[_Layer] = []
+    layers: list[Layer] = []
     found: tuple[int, int] | None = None  # (layers, state) of the best choice, once one beats `choice`
     states, complete = 0, True
     for item, up, down in zip(items.tolist(), ups.tolist(), downs.tolist(), strict=True):
@@ -179,7 +170,7 @@ def _sweep(core: _Core, choice: Ints, width: int, deadline: float) -> tuple[Ints
         origin = np.flatnonzero(np.tile(kept, len(options)) & (credit >= lost - (best - 1)))
         origin = _undominated(origin, more, lost)
         more, lost, left, credit = more[origin], lost[origin], left[origin], credit[origin]
-        layers.append(_Layer(item, options, before, origin))
+        layers.append(Layer(item, options, before, origin))
         states += len(origin)
         last = int(np.searchsorted(more, core.slack, side="right")) - 1
         if last >= 0 and lost[last] < best:
@@ -187,7 +178,7 @@ def _sweep(core: _Core, choice: Ints, width: int, deadline: float) -> tuple[Ints
             alternatives = core.alternatives(best)
         if not len(origin):
             break
-    return (choice if found is None else _trace(core.base, layers[: found[0]], found[1])), complete
+    return (choice if found is None else trace(layers[: found[0]], found[1], core.base)), complete
 
 
 def _undominated(candidates: Ints, more: Ints, lost: Ints) -> Ints:
@@ -201,12 +192,3 @@ def _undominated(candidates: Ints, more: Ints, lost: Ints) -> Ints:
     last_of_equals = np.ones(len(candidates), dtype=np.bool_)
     last_of_equals[:-1] = more[1:] != more[:-1]
     return candidates[last_of_equals]
-
-
-def _trace(base: Ints, layers: list[_Layer], state: int) -> Ints:
-    """The choice behind `state` of the last of `layers`."""
-    choice = base.copy()
-    for layer in reversed(layers):
-        option, state = divmod(int(layer.origin[state]), layer.before)
-        choice[layer.item] = layer.options[option]
-    return choice

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from .hull import fill
 from .hull import relax as relax_plain
 from .infeasible import no_choice
 from .lagrangian import near_choice, relax
+from .layers import Layer, trace
 from .problem import ChoiceProblem, Solution, least_costs, without_choice
 from .rows import FREE
 
@@ -61,16 +61,6 @@ def solve(problem: ChoiceProblem, *, time_limit: float | None = None, states: in
     return answer(problem, choice, multipliers, "dp", started, searched=complete, stopped=not complete, tables=tables)
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """One item looked at. State k came from state origin[k] % before of the layer before, by option origin[k] // before."""
-
-    item: int
-    options: Ints
-    before: int
-    origin: Ints
-
-
 def search(
     tables: ScaledTables, prices: list[float], bound: float, known: Ints | None, deadline: float, states: int = STATES
 ) -> tuple[Ints | None, bool]:
@@ -96,7 +86,7 @@ def search(
     lowest_after = np.hstack([lowest_after, np.zeros((len(rows), 1), dtype=np.int64)])
     highest_after = np.hstack([highest_after, np.zeros((len(rows), 1), dtype=np.int64)])
     totals, lost, above = np.zeros((len(rows), 1), dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1)
-    layers: list[_Layer] = []
+    layers: list[Layer] = []
     kept_in_all = 0
     for place, item in enumerate(order.tolist()):
         options = np.flatnonzero(tables.allowed[item] & (reduced[item] <= room))
@@ -115,14 +105,14 @@ def search(
         open_below = totals.min(axis=1, initial=FREE) + lowest_after[:, place + 1] < rows.least
         kept = _undominated(totals, lost, above, open_above, open_below)
         origin, totals, lost, above = origin[kept], totals[:, kept], lost[kept], above[kept]
-        layers.append(_Layer(item, options, before, origin))
+        layers.append(Layer(item, options, before, origin))
         kept_in_all += len(origin)
         if not len(origin):
             return known, True
         if len(origin) > states:
             return known, False
     found = int(lost.argmin())
-    return _trace(layers, found, len(items)), True
+    return trace(layers, found, np.zeros(len(items), dtype=np.int64)), True
 
 
 def _needed(tables: ScaledTables) -> Ints:
@@ -164,12 +154,3 @@ def _undominated(totals: Ints, lost: Ints, above: Floats, open_above: Bools, ope
         worse = (group[survivors] == group[judge]) & (lost_[survivors] >= lost_[judge]) & (survivors != judge)
         dominated |= worse & (costs[:, survivors] >= costs[:, judge, None]).all(axis=0)
     return order[survivors[~dominated]]
-
-
-def _trace(layers: list[_Layer], state: int, items: int) -> Ints:
-    """The choice behind `state` of the last of `layers`."""
-    choice = np.zeros(items, dtype=np.int64)
-    for layer in reversed(layers):
-        option, state = divmod(int(layer.origin[state]), layer.before)
-        choice[layer.item] = layer.options[option]
-    return choice

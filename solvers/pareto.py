@@ -13,6 +13,7 @@ import numpy as np
 
 from .arrays import Floats, Ints
 from .certificate import scaled
+from .layers import Layer, trace
 from .problem import ChoiceProblem
 
 MOST_POINTS = 2**23  # 8 bytes each
@@ -27,7 +28,7 @@ class ParetoFront:
 
     budgets: Ints
     losses: Floats
-    layers: tuple[_Layer, ...]
+    layers: tuple[Layer, ...]
 
     def lookup(self, limit: int) -> int:
         """Index of the best point within `limit`. Raises ValueError, saying the least cost, when there is none."""
@@ -38,22 +39,7 @@ class ParetoFront:
 
     def choice(self, point: int) -> Ints:
         """The choice (n,) at a point."""
-        state = range(len(self.budgets))[point]
-        choice = np.zeros(len(self.layers), dtype=np.int64)
-        for layer in reversed(self.layers):
-            option, state = divmod(int(layer.origin[state]), layer.before)
-            choice[layer.item] = layer.options[option]
-        return choice
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """One item looked at. State k came from state origin[k] % before of the layer before, by option origin[k] // before."""
-
-    item: int
-    options: Ints
-    before: int
-    origin: Ints
+        return trace(self.layers, range(len(self.budgets))[point], np.zeros(len(self.layers), dtype=np.int64))
 
 
 def pareto(problem: ChoiceProblem, *, most_points: int = MOST_POINTS) -> ParetoFront:
@@ -74,7 +60,7 @@ def pareto(problem: ChoiceProblem, *, most_points: int = MOST_POINTS) -> ParetoF
     coarseness = np.gcd.reduce(np.where(tables.allowed, steps, 0), axis=1)
     order = np.argsort(-coarseness, kind="stable")
     spent = lost = np.zeros(1, dtype=np.int64)
-    layers: list[_Layer] = []
+    layers: list[Layer] = []
     points = 0
     for item in order.tolist():
         options = np.flatnonzero(tables.allowed[item])
@@ -92,7 +78,7 @@ def pareto(problem: ChoiceProblem, *, most_points: int = MOST_POINTS) -> ParetoF
         points += len(origin)
         if points > most_points:
             raise _too_long(most_points, len(layers), problem.items)
-        layers.append(_Layer(item, options, before, origin))
+        layers.append(Layer(item, options, before, origin))
     return ParetoFront(spent, lost / tables.scale, tuple(layers))
 
 
