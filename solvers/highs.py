@@ -137,7 +137,7 @@ def least(
     objective, unit = _objective(loss, tables, programme)
     # HiGHS's gap is relative to the objective, of which this is a fair guess from above.
     relative = gap / unit / max(1.0, float(objective.sum()) / loss.shape[1])
-    for _ in range(ROUNDS):
+    for tightened in range(ROUNDS):
         if time.perf_counter() >= deadline:
             return Found(None, False)
         result = milp(
@@ -148,7 +148,8 @@ def least(
             options=_time_options(deadline, mip_rel_gap=relative, **({} if nodes is None else {"node_limit": nodes})),
         )
         if result.x is None:
-            return Found(None, result.status == 2)
+            # Where a bound was tightened, nothing within it proves nothing about the problem.
+            return Found(None, result.status == 2 and not tightened)
         choice = programme.table(result.x).argmax(axis=1)
         totals = tables.rows.totals(choice)
         over, under = totals - rows_most, rows_least - totals

@@ -64,6 +64,9 @@ def check_rules(rules: Sequence[Rule], allowed: Bools) -> None:
     for rule in rules:
         if rule.item.min() < 0 or rule.item.max() >= items or rule.option.min() < 0 or rule.option.max() >= options:
             raise ValueError(f"the rule {rule.name!r} speaks of an item or option beyond the table of {items} by {options}")
+        numbers = [int(np.abs(rule.weight).max()) * items, *(abs(edge) for edge in (rule.least, rule.most) if edge is not None)]
+        if max(numbers) >= 2**TOTAL_BITS:
+            raise ValueError(f"the rule {rule.name!r} must add up to less than 2**60; measure its weights in a larger unit")
         weight = np.zeros((items, options), dtype=np.int64)
         weight[rule.item, rule.option] = rule.weight
         lowest = int(np.where(allowed, weight, 2**TOTAL_BITS).min(axis=1).sum())

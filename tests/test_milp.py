@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,3 +80,15 @@ def test_what_blocks_is_named_and_no_more_than_that() -> None:
 def test_a_floor_that_cannot_be_reached_is_named() -> None:
     problem = replace(worked(20), floor=np.array([17]))
     assert milp.solve(problem).blocking == ("the floor of resource 0",)
+
+
+def test_no_choice_within_a_tightened_bound_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HiGHS first breaks the limit by its tolerance, then finds nothing below the tightened one: the problem may have a choice."""
+    import scipy.optimize
+
+    shares = np.eye(3)[[2, 2, 2]].ravel()  # the dearest options, beyond the limit
+    answers = iter([SimpleNamespace(x=shares, status=0), SimpleNamespace(x=None, status=2)])
+    monkeypatch.setattr(scipy.optimize, "milp", lambda *_, **__: next(answers))
+    tables = scaled(worked(12))
+    found = least(tables.loss, tables, math.inf)
+    assert (found.choice, found.done) == (None, False)

@@ -54,6 +54,8 @@ def test_what_is_no_rule_is_refused(make_rule, message: str) -> None:  # type: i
     [
         (count([3], [0], at_least=1), "item or option beyond the table of 3 by 3"),
         (count([0], [-1], at_least=1), "item or option beyond the table of 3 by 3"),
+        (Rule("wide", np.array([0]), np.array([0]), np.array([2**59]), most=1), "less than 2..60; measure its weights"),
+        (count([0], [0], at_most=2**61), "less than 2..60"),
         (count([0, 1], [0], at_least=3), "its sum lies between 0 and 2"),
         (count([0, 1, 2], [0, 1, 2], at_most=2), "its sum lies between 3 and 3"),
     ],
