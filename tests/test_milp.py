@@ -83,7 +83,7 @@ def test_a_floor_that_cannot_be_reached_is_named() -> None:
 
 
 def test_no_choice_within_a_tightened_bound_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HiGHS first breaks the limit by its tolerance, then finds nothing below the tightened one: the problem may have a choice."""
+    """HiGHS first breaks the limit by its tolerance, then finds nothing below the tightened one."""
     import scipy.optimize
 
     shares = np.eye(3)[[2, 2, 2]].ravel()  # the dearest options, beyond the limit
