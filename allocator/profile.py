@@ -145,6 +145,7 @@ def _measure(request: ProfileRequest, prepared: Prepared, home: Path, progress: 
         seed=request.seed,
         seconds=time.perf_counter() - started,
         versions=versions(),
+        notes=estimate.notes,
     )
     write_whole(_report_path(home, identity), json.dumps(report.to_json()).encode())
     steps.finish()

@@ -191,6 +191,7 @@ def _notes(inventory: Inventory, report: SensitivityReport | None, request: Plan
     notes = []
     if built.limit_bytes > inventory.native_bytes:
         notes.append(f"the budget is above the model's own size, {readable(inventory.native_bytes)}: a larger one buys nothing")
+    notes += [] if report is None else report.notes
     if report is not None and report.stderr is not None:
         unreached = [u for u, row in zip(report.units, report.loss, strict=True) if not np.nansum(row) > 0]
         if unreached:

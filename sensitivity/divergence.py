@@ -23,18 +23,13 @@ from .report import Floats
 def estimate(
     network: Network,
     renderings: Renderings,
-    part: Part | None,
+    part: Part,
     formats: Sequence[str],
     seed: int,
     steps: Steps,
     progress: Progress,
 ) -> Estimate:
-    """The measured divergence for every unit and format, with standard errors over batches.
-
-    Raises ValueError without data.
-    """
-    if part is None:
-        raise ValueError("divergence needs calibration data; give some, or use weight_error")
+    """The measured divergence for every unit and format, with standard errors over batches."""
     units = network.inventory.units
     with torch.no_grad():
         references = [run(network, batch) for batch in part.batches]

@@ -72,18 +72,35 @@ def predictions(network: Network, batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def sampled_objective(network: Network, output: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+def sampled_objective(
+    network: Network, output: Tensor, batch: Batch, labels: Tensor | None, generator: torch.Generator
+) -> Tensor:
     """The scalar whose gradient is squared: sum of log p(y), y drawn from the output itself, or z . u, z from N(0, I)."""
     if network.inventory.outputs == "pooled":
         return (torch.randn(output.shape, generator=generator) * output).sum()
     logits = output.flatten(0, -2)
     with torch.no_grad():
-        probabilities = logits.softmax(-1)
-        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
-    losses = functional.cross_entropy(logits, labels, reduction="none")
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    losses = functional.cross_entropy(logits, drawn, reduction="none")
     if network.inventory.outputs == "tokens" and "attention_mask" in batch:
         losses = losses * batch["attention_mask"].flatten()
     return -losses.sum()
+
+
+def task_objective(network: Network, output: Tensor, batch: Batch, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    """The sum of log p(y) of the data's own labels: the next token, or the class of an example.
+
+    Models that have none (encoders, pooled vectors, unlabelled images) take `sampled_objective` in its place.
+    """
+    if network.inventory.family in ("causal-lm", "mixture-of-experts") and network.inventory.outputs == "tokens":
+        follows = batch["input_ids"][:, 1:].flatten()
+        losses = functional.cross_entropy(output[:, :-1].flatten(0, 1), follows, reduction="none")
+        if "attention_mask" in batch:
+            losses = losses * batch["attention_mask"][:, 1:].flatten()
+        return -losses.sum()
+    if network.inventory.outputs == "classes" and labels is not None and output.shape[-1] > int(labels.max()):
+        return -functional.cross_entropy(output, labels, reduction="sum")
+    return sampled_objective(network, output, batch, labels, generator)
 
 
 def divergence(network: Network, reference: Tensor, output: Tensor, batch: Batch) -> Tensor:

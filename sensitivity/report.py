@@ -37,6 +37,7 @@ class SensitivityReport:
     seed: int
     seconds: float
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.units), len(self.formats))
@@ -48,6 +49,7 @@ class SensitivityReport:
     def to_json(self) -> dict[str, Any]:
         document = {name: getattr(self, name) for name in self.__dataclass_fields__}
         document["units"], document["formats"] = list(self.units), list(self.formats)
+        document["notes"] = list(self.notes)
         document["loss"] = _rows(self.loss)
         document["stderr"] = None if self.stderr is None else _rows(self.stderr)
         return document
@@ -60,6 +62,7 @@ class SensitivityReport:
                 **document,
                 "units": tuple(document["units"]),
                 "formats": tuple(document["formats"]),
+                "notes": tuple(document.get("notes", ())),
                 "loss": np.array(document["loss"], dtype=np.float64),
                 "stderr": None if stderr is None else np.array(stderr, dtype=np.float64),
             }

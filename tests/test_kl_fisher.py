@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import models
-from bitplan.sensitivity import divergence, kl_fisher, render
+from bitplan.sensitivity import METRICS, divergence, kl_fisher, render
 from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.experts import Expert
 from bitplan.sensitivity.inventory import take_inventory
@@ -55,7 +55,7 @@ def slopes_by_token(network: Network, batch: Batch, unit: Unit, change: list[Ten
         return module.register_forward_hook(hook)
 
     handles = [add(use.module, change[use.matrix]) for use in uses(network, [unit])]
-    objective = sampled_objective(network, run(network, batch), batch, torch.Generator().manual_seed(seed))
+    objective = sampled_objective(network, run(network, batch), batch, None, torch.Generator().manual_seed(seed))
     for handle in handles:
         handle.remove()
     (gradient,) = torch.autograd.grad(objective, nudge, allow_unused=True)
@@ -188,7 +188,7 @@ def test_standard_errors_come_from_batches(tmp_path: Path) -> None:
 
     found = kl_fisher.estimate(network, made, part, FORMATS, 0, keep, silent)
     assert found.batches == len(sums) == 5
-    counts = 2.0 * np.array([predictions(network, batch) for batch in part.batches])
+    counts = np.array([float(predictions(network, batch)) for batch in part.batches])
     ratio = np.sum(sums, axis=0) / counts.sum()
     assert found.loss == pytest.approx(ratio, rel=1e-12)
     residual = np.stack(sums) - ratio * counts[:, None, None]
@@ -208,7 +208,7 @@ def test_data_that_the_weights_were_rounded_on_is_refused(tmp_path: Path) -> Non
     network, calibration = models.network("llama"), models.calibration("llama")
     made = Renderings(tmp_path, network, "gptq", calibration.render)
     with pytest.raises(ValueError, match="stands in two parts"):
-        kl_fisher.estimate(network, made, calibration.render, FORMATS, 0, compute_always, silent)
+        METRICS["kl_fisher"].estimate(network, made, calibration.render, FORMATS, 0, compute_always, silent)
 
 
 def test_other_labels_give_another_estimate(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_labels_are_drawn_from_the_models_own_distribution() -> None:
     network = models.network("vit")
     logits = torch.tensor([[2.0, 0.0, -1.0, 0.5]]).expand(4000, -1).clone().requires_grad_()
     batch = {"pixel_values": torch.zeros(4000, 1)}
-    sampled_objective(network, logits, batch, torch.Generator().manual_seed(0)).backward()  # type: ignore[no-untyped-call]
+    sampled_objective(network, logits, batch, None, torch.Generator().manual_seed(0)).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     p = logits[0].detach().softmax(-1)
     drawn = logits.grad + p
@@ -136,7 +136,7 @@ def test_labels_are_drawn_from_the_models_own_distribution() -> None:
 def test_masked_tokens_have_no_part_in_the_objective() -> None:
     network, batch = models.network("masked"), masked_batch()
     logits = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    sampled_objective(network, logits, batch, torch.Generator().manual_seed(0)).backward()  # type: ignore[no-untyped-call]
+    sampled_objective(network, logits, batch, None, torch.Generator().manual_seed(0)).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert torch.equal(logits.grad.abs().sum(-1) > 0, batch["attention_mask"].bool())
 
@@ -144,5 +144,5 @@ def test_masked_tokens_have_no_part_in_the_objective() -> None:
 def test_the_generator_decides_the_labels() -> None:
     network, batch = models.network("untied"), models.calibration("untied").estimate.batches[0]
     output = run(network, batch)
-    a, b, c = (float(sampled_objective(network, output, batch, torch.Generator().manual_seed(seed))) for seed in (0, 0, 1))
+    a, b, c = (float(sampled_objective(network, output, batch, None, torch.Generator().manual_seed(seed))) for seed in (0, 0, 1))
     assert a == b != c

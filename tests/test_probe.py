@@ -142,7 +142,7 @@ def test_rows_and_gradients_make_up_the_gradient_of_the_weight(case: tuple[Netwo
             into += (g.transpose(1, 2) @ rows.x).flatten(0, 1)
 
     def objective() -> Tensor:
-        return sampled_objective(network, run(network, batch), batch, torch.Generator().manual_seed(5))
+        return sampled_objective(network, run(network, batch), batch, None, torch.Generator().manual_seed(5))
 
     with watch_gradients(network, batch, units, visit):
         objective().backward()  # type: ignore[no-untyped-call]
@@ -190,5 +190,5 @@ def test_nothing_stays_hooked_after_an_error(watch: Callable[..., object]) -> No
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"), watch(network, batch, network.inventory.units, fail):  # type: ignore[attr-defined]
-        sampled_objective(network, run(network, batch), batch, torch.Generator()).backward()  # type: ignore[no-untyped-call]
+        sampled_objective(network, run(network, batch), batch, None, torch.Generator()).backward()  # type: ignore[no-untyped-call]
     assert not any(module._forward_hooks for module in network.module.modules())

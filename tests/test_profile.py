@@ -66,7 +66,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(module, name, counted)
 
     watch(loading, "load", "loads")
-    watch(kl_fisher, "_batch_sums", "batches")
+    watch(kl_fisher, "token_slopes", "batches")
     watch(render, "_gptq_by_group", "roundings")
     return count
 

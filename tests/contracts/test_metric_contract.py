@@ -15,12 +15,14 @@ import models
 from bitplan.kernels.formats import FORMATS
 from bitplan.sensitivity import METRICS
 from bitplan.sensitivity.estimate import Estimate
+from bitplan.sensitivity.flow import Flow
 from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.progress import Progress, Steps, compute_always, silent
 from bitplan.sensitivity.render import Renderings, admits
 
 Floats = npt.NDArray[np.float64]
 KINDS = ["llama", "mixtral", "dinov2", "residual"]  # tokens, tokens through experts, pooled vectors, classes
+FAMILIES = ("curvature", "reconstruction", "salience", "relevance", "information", "routing", "measured", "prior")
 PALETTE = ("int2-g32", "int4-g64-asym", "int8-row-asym", "bf16", "fp32")
 
 
@@ -31,6 +33,11 @@ class Run:
     estimate: Estimate
     told: list[tuple[str, int, int]]
     model_as_before: bool
+
+
+def measured(metric: str) -> bool:
+    """Whether it estimates the divergence of the output itself, in its own units."""
+    return metric in ("kl_fisher", "divergence")
 
 
 class Case:
@@ -53,6 +60,8 @@ class Case:
         return found
 
     def run(self, metric: str) -> Run:
+        if METRICS[metric].only and self.network.inventory.family not in METRICS[metric].only:
+            pytest.skip(f"{metric} is not for {self.network.inventory.family} models")
         if metric not in self.runs:
             told: list[tuple[str, int, int]] = []
             before = self.state()
@@ -93,7 +102,7 @@ def test_the_table_and_what_it_means(metric: str, case: Case) -> None:
     assert (found.stderr is not None) is METRICS[metric].needs_data  # a sample has a sampling error, all the weights have none
     assert found.batches == (len(case.part.batches) if METRICS[metric].needs_data else 0)
     assert found.quantity
-    if metric in ("kl_fisher", "divergence"):
+    if measured(metric):
         assert found.quantity == case.network.quantity
 
 
@@ -103,7 +112,9 @@ def test_its_own_format_costs_nothing_and_others_cost_more_the_fewer_bits(metric
     for u, unit in enumerate(units):
         assert loss[u, PALETTE.index(unit.native)] == 0
     totals = loss[:, :3].sum(axis=0)
-    assert totals[0] > 4 * totals[1] > 16 * totals[2] > 0
+    assert totals[0] > totals[1] > totals[2] > 0
+    if measured(metric):
+        assert totals[0] > 4 * totals[1] > 16 * totals[2]
 
 
 @metrics
@@ -121,6 +132,7 @@ def test_the_model_is_left_as_it_was(metric: str, case: Case) -> None:
 
 @metrics
 def test_it_can_be_stopped_at_any_time_and_leaves_the_model_as_it_was(metric: str, case: Case) -> None:
+    case.run(metric)
     before, told = case.state(), 0
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -145,6 +157,7 @@ def test_progress_ends_where_it_said_it_would(metric: str, case: Case) -> None:
 @metrics
 def test_finished_steps_are_not_done_again(metric: str, case: Case) -> None:
     """Interrupted after two steps and taken up again, it does the others only and gives the same table."""
+    case.run(metric)
     kept: dict[str, Floats] = {}
     computed: list[str] = []
 
@@ -157,7 +170,7 @@ def test_finished_steps_are_not_done_again(metric: str, case: Case) -> None:
             kept[name] = compute()
         return kept[name]
 
-    if metric == "weight_error":  # one pass over the weights: nothing worth keeping
+    if not METRICS[metric].needs_data:  # one pass over the weights: nothing worth keeping
         case.estimate(metric, steps)
         assert computed == []
         return
@@ -171,15 +184,31 @@ def test_finished_steps_are_not_done_again(metric: str, case: Case) -> None:
 
 @metrics
 def test_data_is_asked_for_where_it_is_needed(metric: str, case: Case) -> None:
+    found = case.run(metric).estimate
     if not METRICS[metric].needs_data:
-        assert case.run(metric).estimate.batches == 0
+        assert found.batches == 0
         return
     with pytest.raises(ValueError, match=rf"{metric} needs calibration data; .*weight_error"):
         METRICS[metric].estimate(case.network, case.renderings, None, PALETTE, 0, compute_always, silent)
 
 
+@metrics
+def test_a_model_that_it_is_not_for_is_named(metric: str, case: Case) -> None:
+    if not METRICS[metric].only:
+        pytest.skip(f"{metric} is for every model")
+    other = replace(case.network, inventory=replace(case.network.inventory, family="quantum"))
+    with pytest.raises(ValueError, match=rf"{metric} is for .* and this is a quantum one; use kl_fisher"):
+        METRICS[metric].estimate(other, case.renderings, case.part, PALETTE, 0, compute_always, silent)
+
+
+@metrics
+def test_what_streams_has_a_flow_and_what_has_a_flow_streams(metric: str) -> None:
+    assert METRICS[metric].streams is isinstance(getattr(METRICS[metric].module, "FLOW", None), Flow)
+
+
 def test_every_metric_says_what_it_is() -> None:
     for name, metric in METRICS.items():
         assert metric.name == name
+        assert metric.family in FAMILIES
         assert 20 < len(metric.summary) < 110
         assert "\n" not in metric.summary
