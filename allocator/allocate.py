@@ -27,6 +27,8 @@ def allocate(
     tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
     rounding: str = "gptq",
+    until_stable: str | None = None,
+    stream: bool = False,
     home: Path | str | None = None,
     progress: Progress = silent,
 ) -> Plan:
@@ -34,14 +36,16 @@ def allocate(
 
     `formats` is the palette, the model's own dtype always among it; `pins` maps regular expressions over unit names to the
     format they must keep. `calibration` is a text file, a folder of texts or of images; `tokens` of it are used for rounding
-    and as many others for estimating. What has been measured before is found under `home` (BITPLAN_HOME) and not
-    measured again.
+    and as many others for estimating, with `until_stable`, a budget, no more of them than it takes for
+    the plan for that budget to stop changing. With
+    `stream`, and where memory is short, one block of the model is in memory at a time. What has been measured before is
+    found under `home` (BITPLAN_HOME) and not measured again.
 
     Raises UsageError or UnknownName for a request that cannot be meant, ModelError, and Infeasible, before anything is
     measured, with the range of budgets that can be met.
     """
     named = None if formats is None else tuple(formats)
-    profile = ProfileRequest(model, metric, named, calibration, tokens, seed, rounding)
+    profile = ProfileRequest(model, metric, named, calibration, tokens, seed, rounding, until_stable, stream)
     text = budget.text if isinstance(budget, Budget) else str(budget)
     request = PlanRequest(profile, text, target, solver, tuple((pins or {}).items()))
     return allocate_request(request, home=home, progress=progress)
@@ -51,7 +55,7 @@ def allocate_request(request: PlanRequest, *, home: Path | str | None = None, pr
     """The same for a request in one value."""
     request.check()
     folder = home_folder(home)
-    inventory = inspect_model(request.profile.model, home=folder, progress=progress)
+    inventory = inspect_model(request.profile.model, home=folder, progress=progress, stream=request.profile.stream)
     check_budget(inventory, request)
     report = profile_model(request.measured, home=folder, progress=progress) if needs_profile(inventory, request) else None
     progress("solve", 0, 1)

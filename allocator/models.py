@@ -12,14 +12,14 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..sensitivity.inventory import take_inventory
 from ..sensitivity.network import Network, Pooling
@@ -112,7 +112,8 @@ def rebuild_gguf(source: Source, home: Path) -> Path:
     return folder
 
 
-def _load_folder(source: Source, folder: Path) -> Loaded:
+def runs_as(source: Source, folder: Path) -> tuple[Any, Outputs]:
+    """The class of transformers that runs the model in `folder`, and what its output means. Raises ModelError."""
     import transformers
 
     config = read_config(folder)
@@ -132,6 +133,11 @@ def _load_folder(source: Source, folder: Path) -> Loaded:
         )
     if config.get("quantization_config"):
         raise ModelError(f"model {source.model_id!r} is quantized already; start from its full-precision weights")
+    return cls, outputs
+
+
+def _load_folder(source: Source, folder: Path) -> Loaded:
+    cls, outputs = runs_as(source, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options: dict[str, Any] = {
@@ -151,8 +157,8 @@ def _load_folder(source: Source, folder: Path) -> Loaded:
             f"the weights of model {source.model_id!r} do not fit its config.json: {wrong[0]!r} is missing, misshapen or one "
             "too many; fetch both anew"
         )
-    pooling = _pooling(folder, module) if outputs == "pooled" else "none"
-    return Loaded(_network(source, module, outputs, pooling), folder)
+    pooling = pooled_by(folder, module) if outputs == "pooled" else "none"
+    return Loaded(network_of(source, make_plain(module), outputs, pooling), folder)
 
 
 def _further_layers(module: nn.Module, unexpected: Iterable[str]) -> list[str]:
@@ -167,12 +173,18 @@ def _load_state_dict(source: Source) -> Loaded:
     from .residual import from_state_dict
 
     state = load_file(next(iter(sorted(source.path.glob("*.safetensors")))))
-    return Loaded(_network(source, from_state_dict(state), "classes", "none"), None)
+    return Loaded(network_of(source, make_plain(from_state_dict(state)), "classes", "none"), None)
 
 
-def _network(source: Source, module: nn.Module, outputs: Outputs, pooling: Pooling) -> Network:
-    module = make_plain(module)
-    inventory = take_inventory(module, model_id=source.model_id, family="", outputs=outputs)
+def network_of(
+    source: Source,
+    module: nn.Module,
+    outputs: Outputs,
+    pooling: Pooling,
+    read: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+) -> Network:
+    """The network of a plain module; `read` as `take_inventory` has it. Raises ModelError when nothing can be quantized."""
+    inventory = take_inventory(module, model_id=source.model_id, family="", outputs=outputs, read=read)
     if not inventory.units:
         raise ModelError(f"model {source.model_id!r} has no matrix that could be quantized")
     kinds = {kind: sum(u.parameters for u in inventory.units if u.kind == kind) for kind in ("expert", "conv", "linear")}
@@ -188,7 +200,7 @@ def _network(source: Source, module: nn.Module, outputs: Outputs, pooling: Pooli
     return Network(module.float(), type(inventory)(**{**inventory.__dict__, "family": family}), pooling)
 
 
-def _pooling(folder: Path, module: nn.Module) -> Pooling:
+def pooled_by(folder: Path, module: nn.Module) -> Pooling:
     """How hidden states become one vector: as the model's sentence-transformers settings say, else by the kind of model."""
     settings = folder / "1_Pooling" / "config.json"
     if settings.exists():

@@ -11,7 +11,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..sensitivity import METRICS
 from ..sensitivity.progress import Progress, silent
@@ -20,11 +20,13 @@ from ..sensitivity.units import Inventory
 from .errors import UsageError
 from .home import StoredSteps, home_folder, read_json, write_whole, writing
 from .request import ProfileRequest
-from .source import Source, resolve, resolve_here
+from .source import Source, larger_than_memory, resolve, resolve_here
 
 if TYPE_CHECKING:
     from ..sensitivity.calibration import Calibration
+    from ..sensitivity.estimate import Estimate
     from ..sensitivity.render import Renderings
+    from .hollow import Hollow
     from .models import Loaded
 
 INVENTORY_VERSION = 1
@@ -45,11 +47,11 @@ def known_inventory(model: str, home: Path | str | None = None) -> Inventory | N
     return None if source is None else _stored_inventory(source, home_folder(home))
 
 
-def inspect_model(model: str, *, home: Path | str | None = None, progress: Progress = silent) -> Inventory:
-    """The inventory of `model`, read from its weights the first time. Raises ModelError."""
+def inspect_model(model: str, *, home: Path | str | None = None, progress: Progress = silent, stream: bool = False) -> Inventory:
+    """The inventory of `model`, read from its weights the first time; with `stream`, one tensor at a time. Raises ModelError."""
     folder, source = home_folder(home), resolve(model)
     known = _stored_inventory(source, folder)
-    return known if known is not None else load_model(source, folder, progress).network.inventory
+    return known if known is not None else _open(source, folder, stream, progress)[0].network.inventory
 
 
 def load_model(source: Source, home: Path, progress: Progress = silent) -> Loaded:
@@ -57,8 +59,7 @@ def load_model(source: Source, home: Path, progress: Progress = silent) -> Loade
     from .models import load
 
     loaded = load(source, home, progress)
-    document = {"version": INVENTORY_VERSION, "inventory": loaded.network.inventory.to_json()}
-    write_whole(home / "inventories" / f"{source.key[:32]}.json", json.dumps(document).encode())
+    _keep_inventory(source, loaded.network.inventory, home)
     return loaded
 
 
@@ -97,9 +98,9 @@ def profile_model(request: ProfileRequest, *, home: Path | str | None = None, pr
         known = stored_report(request, inventory, folder)
         if known is not None:
             return known
-    loaded = load_model(source, folder, progress)
+    loaded, hollow = _open(source, folder, request.stream, progress)
     known = stored_report(request, loaded.network.inventory, folder)
-    return known if known is not None else _measure(request, prepare(request, loaded, folder), folder, progress)
+    return known if known is not None else _measure(request, prepare(request, loaded, folder), hollow, folder, progress)
 
 
 def prepare(request: ProfileRequest, loaded: Loaded, home: Path) -> Prepared:
@@ -114,26 +115,37 @@ def prepare(request: ProfileRequest, loaded: Loaded, home: Path) -> Prepared:
     return Prepared(loaded, calibration, Renderings(home, loaded.network, request.rounding, part))  # type: ignore[arg-type]
 
 
-def _measure(request: ProfileRequest, prepared: Prepared, home: Path, progress: Progress) -> SensitivityReport:
+def _measure(
+    request: ProfileRequest, prepared: Prepared, hollow: Hollow | None, home: Path, progress: Progress
+) -> SensitivityReport:
     from .solve import versions
+    from .stable import estimate_until_stable
 
     network, calibration, renderings = prepared.loaded.network, prepared.calibration, prepared.renderings
     inventory = network.inventory
     identity, formats = request.profile_id(inventory), request.palette(inventory)
     started = time.perf_counter()
-    with writing(renderings.folder):
-        renderings.make([(unit, fmt) for unit in inventory.units for fmt in formats], progress)
+    settings: dict[str, Any] = {"tokens": request.tokens, "calibration": request.calibration, "rounding": request.rounding}
     part = None if calibration is None or not METRICS[request.metric].needs_data else calibration.estimate
     steps = StoredSteps(home / "partial" / f"{identity}.jsonl")
     try:
-        estimate = METRICS[request.metric].estimate(network, renderings, part, formats, request.seed, steps, progress)
+        with writing(home):
+            if hollow is None:
+                renderings.make([(unit, fmt) for unit in inventory.units for fmt in formats], progress)
+                if request.until_stable is None or part is None:
+                    estimate = METRICS[request.metric].estimate(network, renderings, part, formats, request.seed, steps, progress)
+                else:
+                    estimate, used = estimate_until_stable(request, network, renderings, part, formats, steps, progress)
+                    settings |= {"until_stable": request.until_stable, "tokens_used": used}
+            else:
+                estimate = _streamed(request, prepared, hollow, formats, steps, home / "partial" / f"{identity}.spill", progress)
     except ValueError as error:
         raise UsageError(str(error)) from error
     report = SensitivityReport(
         id=identity,
         metric=request.metric,
         quantity=estimate.quantity,
-        settings={"tokens": request.tokens, "calibration": request.calibration, "rounding": request.rounding},
+        settings=settings,
         units=tuple(unit.name for unit in inventory.units),
         formats=formats,
         loss=estimate.loss,
@@ -150,6 +162,52 @@ def _measure(request: ProfileRequest, prepared: Prepared, home: Path, progress: 
     write_whole(_report_path(home, identity), json.dumps(report.to_json()).encode())
     steps.finish()
     return report
+
+
+def _streamed(
+    request: ProfileRequest,
+    prepared: Prepared,
+    hollow: Hollow,
+    formats: tuple[str, ...],
+    steps: StoredSteps,
+    spill: Path,
+    progress: Progress,
+) -> Estimate:
+    from ..sensitivity.spill import Spill
+    from ..sensitivity.streaming import Stream, stream_estimate
+
+    metric = METRICS[request.metric]
+    if not metric.streams:
+        raise UsageError(
+            f"model {request.model!r} does not fit in memory and metric {metric.name!r} needs it there; take kl_fisher"
+        )
+    assert prepared.calibration is not None  # every metric that streams needs data
+    part = prepared.calibration.estimate
+    metric.check(hollow.loaded.network, prepared.renderings, part)
+    return stream_estimate(
+        Stream(
+            hollow.chain, hollow.read, metric.module.FLOW, prepared.renderings, part, formats, request.seed, Spill(spill), steps
+        ),
+        progress,
+    )
+
+
+def _open(source: Source, home: Path, stream: bool, progress: Progress) -> tuple[Loaded, Hollow | None]:
+    """The model loaded or, where asked or where memory is short, hollow; its inventory is kept."""
+    if not (stream or larger_than_memory(source)):
+        return load_model(source, home, progress), None
+    from .hollow import open_hollow
+
+    progress("load", 0, 1)
+    hollow = open_hollow(source, home)
+    progress("load", 1, 1)
+    _keep_inventory(source, hollow.loaded.network.inventory, home)
+    return hollow.loaded, hollow
+
+
+def _keep_inventory(source: Source, inventory: Inventory, home: Path) -> None:
+    document = {"version": INVENTORY_VERSION, "inventory": inventory.to_json()}
+    write_whole(home / "inventories" / f"{source.key[:32]}.json", json.dumps(document).encode())
 
 
 def _stored_inventory(source: Source, home: Path) -> Inventory | None:

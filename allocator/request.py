@@ -29,7 +29,9 @@ SOLVERS = {name: solve for name, solve in EVERY_SOLVER.items() if name not in ("
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """What a profile is measured with. `formats` None means the default palette; each model's own dtype is always part."""
+    """What a profile is measured with. `formats` None means the default palette; each model's own dtype is always part.
+    `until_stable` names a budget: calibration stops, before `tokens` are used up, when the plan for it has stopped changing.
+    `stream` keeps one block of the model in memory at a time; no number depends on it."""
 
     model: str
     metric: str = "kl_fisher"
@@ -38,6 +40,8 @@ class ProfileRequest:
     tokens: int = DEFAULT_TOKENS
     seed: int = 0
     rounding: str = "gptq"
+    until_stable: str | None = None
+    stream: bool = False
 
     def check(self) -> None:
         """Raises UnknownName or UsageError before anything is loaded."""
@@ -47,6 +51,19 @@ class ProfileRequest:
             _known("format", name, FORMATS)
         if self.formats is not None and not self.formats:
             raise UsageError("the list of formats is empty; name at least one, or leave it out for the default")
+        if self.stream and not METRICS[self.metric].streams:
+            able = ", ".join(name for name, metric in METRICS.items() if metric.streams)
+            raise UsageError(
+                f"metric {self.metric!r} needs the whole model in memory; leave --stream out, or take one of: {able}"
+            )
+        if self.until_stable is not None:
+            Budget.parse(self.until_stable)
+            if self.stream:
+                raise UsageError("--until-stable goes batch by batch and --stream block by block; leave one of them out")
+            if not METRICS[self.metric].streams:
+                raise UsageError(
+                    f"metric {self.metric!r} does not add up batch by batch; leave --until-stable out, or take kl_fisher"
+                )
         if self.tokens < 64:
             raise UsageError(f"{self.tokens} calibration tokens are too few; ask for at least 64")
         if self.calibration is not None:
@@ -73,6 +90,7 @@ class ProfileRequest:
             self.tokens,
             self.seed,
             self.rounding,
+            *([] if self.until_stable is None else [self.until_stable]),
         ]
         return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 

@@ -41,6 +41,7 @@ Calibration = Annotated[
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens to measure on.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Rounding = Annotated[str, typer.Option(help="How weights are rounded: gptq, or nearest, which needs no data.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Keep one block of the model in memory at a time.")]
 Target = Annotated[str, typer.Option(help="Engine that the plan must load in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, everything else on standard error.")]
 
@@ -51,13 +52,13 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 
 
 @app.command()
-def inspect(model: Model, as_json: AsJson = False) -> None:
+def inspect(model: Model, stream: Stream = False, as_json: AsJson = False) -> None:
     """Units, shapes, ties, sizes, and what would be left alone."""
     from . import terminal, work
     from .schema import InspectBody
 
     with _state() as (settings, store), terminal.progress_bars() as tell:
-        inventory = work.inspect_model(store, settings.home, InspectBody(model=model), tell)
+        inventory = work.inspect_model(store, settings.home, InspectBody(model=model, stream=stream), tell)
     _show(inventory.to_json() if as_json else terminal.inventory_table(inventory))
 
 
@@ -70,13 +71,26 @@ def profile(
     tokens: Tokens = 4096,
     seed: Seed = 0,
     rounding: Rounding = "gptq",
+    until_stable: Annotated[
+        str | None, typer.Option(metavar="BUDGET", help="Stop calibrating when the plan for this budget has stopped changing.")
+    ] = None,
+    stream: Stream = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each unit minds each format; done once, reused for every budget."""
     from . import arguments, terminal, work
 
     body = arguments.request_body(
-        model, "100%", metric=metric, formats=formats, calibration=calibration, tokens=tokens, seed=seed, rounding=rounding
+        model,
+        "100%",
+        metric=metric,
+        formats=formats,
+        calibration=calibration,
+        tokens=tokens,
+        seed=seed,
+        rounding=rounding,
+        until_stable=until_stable,
+        stream=stream,
     )
     with _state() as (settings, store), terminal.progress_bars() as tell:
         report = work.profile_model(store, settings.home, body.profile(), tell)
@@ -96,6 +110,10 @@ def plan(
     tokens: Tokens = 4096,
     seed: Seed = 0,
     rounding: Rounding = "gptq",
+    until_stable: Annotated[
+        bool, typer.Option("--until-stable", help="Stop calibrating when the plan has stopped changing.")
+    ] = False,
+    stream: Stream = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan there as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -115,6 +133,8 @@ def plan(
         tokens=tokens,
         seed=seed,
         rounding=rounding,
+        until_stable=budget if until_stable else None,
+        stream=stream,
     )
     with _state() as (settings, store), terminal.progress_bars() as tell:
         made = work.make_plan(store, settings.home, body, tell)

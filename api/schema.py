@@ -32,10 +32,26 @@ class ProfileBody(_Body):
     seed: int = Field(default=0, ge=0)
     rounding: str = Field(default="gptq", description="gptq, or nearest, which needs no data")
 
+    until_stable: str | None = Field(
+        default=None,
+        description="a budget: calibration stops when the plan for it has stopped changing, at `tokens` at the latest",
+    )
+    stream: bool = Field(default=False, description="keep one block of the model in memory at a time; no number depends on it")
+
     def profile_request(self) -> ProfileRequest:
         from ..allocator import ProfileRequest
 
-        return ProfileRequest(self.model, self.metric, self.formats, self.calibration, self.tokens, self.seed, self.rounding)
+        return ProfileRequest(
+            self.model,
+            self.metric,
+            self.formats,
+            self.calibration,
+            self.tokens,
+            self.seed,
+            self.rounding,
+            self.until_stable,
+            self.stream,
+        )
 
 
 class PlanBody(ProfileBody):
@@ -59,6 +75,7 @@ class PlanBody(ProfileBody):
 
 class InspectBody(_Body):
     model: str = Field(min_length=1)
+    stream: bool = Field(default=False, description="read the weights one tensor at a time")
 
 
 class VerifyBody(_Body):

@@ -27,7 +27,7 @@ def inspect_model(store: Store, home: Path, body: InspectBody, tell: Tell) -> In
     """The model's inventory, stored."""
     from .. import allocator
 
-    inventory = allocator.inspect_model(body.model, home=home, progress=tell)
+    inventory = allocator.inspect_model(body.model, home=home, progress=tell, stream=body.stream)
     store.put_inventory(inventory)
     return inventory
 
@@ -36,7 +36,7 @@ def profile_model(store: Store, home: Path, body: ProfileBody, tell: Tell) -> Se
     """The model's sensitivity report, stored."""
     from .. import allocator
 
-    inspect_model(store, home, InspectBody(model=body.model), tell)
+    inspect_model(store, home, InspectBody(model=body.model, stream=body.stream), tell)
     report = allocator.profile_model(body.profile_request(), home=home, progress=tell)
     store.put_profile(report, body)
     return report
@@ -58,6 +58,8 @@ def make_plan(store: Store, home: Path, body: PlanBody, tell: Tell) -> Plan:
         tokens=body.tokens,
         seed=body.seed,
         rounding=body.rounding,
+        until_stable=body.until_stable,
+        stream=body.stream,
         home=home,
         progress=tell,
     )

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .calibration import Part
-from .estimate import Estimate, ratio_estimate
+from .estimate import Estimate, empty_table, ratio_estimate
 from .network import Batch, Network, predictions, run
 from .probe import Rows, Use, watch_gradients, watch_inputs
 from .progress import Progress, Steps
@@ -70,10 +71,20 @@ def estimate_flow(
         labels = None if part.labels is None else part.labels[index]
         drive = partial(drive_whole, network, flow.objective, batch, labels, seed + index)
         passage = Passage(network, renderings, network.inventory.units, formats, batch, drive)
-        sums.append(steps(f"batch {index}", partial(flow.sums, passage)))
+        sums.append(steps(f"batch {index}", partial(batch_sums, flow, passage)))
         counts.append(predictions(network, batch))
     progress("estimate", len(part.batches), len(part.batches))
     return ratio_estimate(sums, counts, flow.quantity or network.quantity)
+
+
+def batch_sums(flow: Flow, passage: Passage) -> Floats:
+    """`flow.sums(passage)`, checked. Raises ValueError, naming a unit, when what flows through it is not finite."""
+    table = flow.sums(passage)
+    wrong = ~np.isfinite(table) & ~np.isnan(empty_table(passage.units, passage.formats))
+    if wrong.any():
+        unit = passage.units[int(np.argwhere(wrong)[0, 0])]
+        raise ValueError(f"what flows through unit {unit.name!r} is NaN or infinite; check the weights and the calibration data")
+    return table
 
 
 def drive_whole(

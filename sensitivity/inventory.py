@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,15 @@ ROLES = {
 SMALLEST = 2  # a matrix with fewer rows or columns has nothing to gain from groups and codes
 
 
-def take_inventory(model: nn.Module, *, model_id: str, family: str, outputs: Outputs) -> Inventory:
-    """The inventory of `model`, experts already unstacked.
+def take_inventory(
+    model: nn.Module,
+    *,
+    model_id: str,
+    family: str,
+    outputs: Outputs,
+    read: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+) -> Inventory:
+    """The inventory of `model`, experts already unstacked. `read` gives the numbers of a tensor that is not in memory.
 
     Raises ValueError, naming the tensor, when a weight is NaN or infinite.
     """
@@ -73,8 +80,9 @@ def take_inventory(model: nn.Module, *, model_id: str, family: str, outputs: Out
             _add_unit(units, claimed, modules, name, kind, [name])
     digest = hashlib.sha256()
     for name, tensor in _stored(model):
-        check_finite(name, tensor)
-        _absorb(digest, name, tensor)
+        numbers = read(name, tensor)
+        check_finite(name, numbers)
+        _absorb(digest, name, numbers)
         if id(tensor) not in claimed:
             claimed[id(tensor)] = name
             fixed.append(Fixed(name, tuple(tensor.shape), DTYPES[tensor.dtype], _reason(name, tensor, modules)))

@@ -5,7 +5,7 @@ Matrices that are fed the same tensor (q, k and v; gate and up) share one H, whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +32,18 @@ class Moments:
 @torch.no_grad()
 def collect_moments(network: Network, units: Sequence[Unit], part: Part, progress: Progress = silent) -> Moments:
     """Second moments of the inputs of `units` over all examples of `part`."""
-    site: dict[str, str] = {}
-    second: dict[str, Tensor] = {}
+    moments = Moments({}, {})
+    for index, batch in enumerate(part.batches):
+        progress("render: second moments", index, len(part.batches))
+        with watch_inputs(network, batch, units, adding_to(moments, network)):
+            run(network, batch)
+    progress("render: second moments", len(part.batches), len(part.batches))
+    return moments
+
+
+def adding_to(moments: Moments, network: Network) -> Callable[[Use, Rows], None]:
+    """What to call at every use while one batch flows by, for its rows to be added to `moments`."""
+    site, second = moments.site, moments.second
     latest: list[tuple[str, Tensor, object]] = []  # the last tensors received and how they were cut, to see who shares one
 
     def visit(use: Use, rows: Rows) -> None:
@@ -50,13 +60,7 @@ def collect_moments(network: Network, units: Sequence[Unit], part: Part, progres
                 second[leader] = torch.zeros(x.shape[1], x.shape[1])
             second[leader].addmm_(x.T, x)
 
-    for index, batch in enumerate(part.batches):
-        progress("render: second moments", index, len(part.batches))
-        latest.clear()
-        with watch_inputs(network, batch, units, visit):
-            run(network, batch)
-    progress("render: second moments", len(part.batches), len(part.batches))
-    return Moments(site, second)
+    return visit
 
 
 def _cut(module: nn.Module) -> object:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -92,17 +92,27 @@ class Renderings:
 
     def make(self, wanted: Sequence[tuple[Unit, str]], progress: Progress = silent) -> None:
         """Render every (unit, format) of `wanted` that is not there yet."""
-        missing: dict[str, list[Format]] = {}
-        for unit, fmt in wanted:
-            if FORMATS[fmt].family == "int" and not self._path(unit, fmt).exists():
-                missing.setdefault(unit.name, []).append(FORMATS[fmt])
-        if not missing:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = self.missing(wanted)
         units = [unit for unit in self.network.inventory.units if unit.name in missing]
         moments = Moments({}, {})
-        if self.rounding == "gptq" and self.part is not None:
+        if units and self.rounding == "gptq" and self.part is not None:
             moments = collect_moments(self.network, units, self.part, progress)
+        self.round(missing, moments, progress)
+
+    def missing(self, wanted: Sequence[tuple[Unit, str]]) -> dict[str, list[Format]]:
+        """The int formats of `wanted` that have no file yet, by unit."""
+        found: dict[str, list[Format]] = {}
+        for unit, fmt in wanted:
+            if FORMATS[fmt].family == "int" and not self._path(unit, fmt).exists():
+                found.setdefault(unit.name, []).append(FORMATS[fmt])
+        return found
+
+    def round(self, missing: Mapping[str, list[Format]], moments: Moments, progress: Progress = silent) -> None:
+        """Round the units of `missing`, whose weights must be there, by `moments` where these know them; one file each."""
+        units = [unit for unit in self.network.inventory.units if unit.name in missing]
+        if not units:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         site, factor = "", None
         for index, unit in enumerate(units):
             progress("render", index, len(units))

@@ -130,7 +130,7 @@ def known_inventory(model: str, home: Path | str | None) -> Inventory | None:
     return inventory(model) if _mark(home, "inspected", model).exists() else None
 
 
-def inspect_model(model: str, *, home: Path | str | None = None, progress: Any = None) -> Inventory:
+def inspect_model(model: str, *, home: Path | str | None = None, progress: Any = None, stream: bool = False) -> Inventory:
     _tell(progress, "inspect", 3)
     if model == "broken":
         raise ModelError("model 'broken' is truncated; fetch it again")

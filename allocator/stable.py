@@ -1,0 +1,107 @@
+"""Calibrate until the plan holds still: no more tokens than the budget asked for needs.
+
+The loss table is estimated on the first batches, then on more of them, and each time the plan for the budget is made anew.
+The plan has stopped changing when its predecessor, priced by the newer table, would lose less than one per cent more than
+the new plan, twice running. Batches are estimated once: a longer calibration adds to a shorter one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..sensitivity import METRICS
+from ..sensitivity.calibration import Part
+from ..sensitivity.estimate import Estimate
+from ..sensitivity.network import Network
+from ..sensitivity.progress import Progress, Steps, silent
+from ..sensitivity.render import Renderings
+from ..sensitivity.report import SensitivityReport
+from ..solvers import SOLVERS
+from .build import build_problem
+from .request import PlanRequest, ProfileRequest
+
+FEWEST = 2  # batches of the first estimate
+GROWTH = 1.5  # of their number from one estimate to the next
+TOLERANCE = 0.01
+TIMES = 2
+
+
+def estimate_until_stable(
+    request: ProfileRequest,
+    network: Network,
+    renderings: Renderings,
+    part: Part,
+    formats: Sequence[str],
+    steps: Steps,
+    progress: Progress,
+) -> tuple[Estimate, int]:
+    """The estimate on as many batches of `part` as it takes, and the number of tokens (or examples) in them."""
+    metric = METRICS[request.metric]
+    assert request.until_stable is not None
+    plan = PlanRequest(request, request.until_stable)
+    kept: dict[str, np.ndarray] = {}
+
+    def once(name: str, compute: object) -> np.ndarray:
+        if name not in kept:
+            kept[name] = steps(name, compute)  # type: ignore[arg-type]
+        return kept[name]
+
+    previous: np.ndarray | None = None
+    still, count, total = 0, min(FEWEST, len(part.batches)), len(part.batches)
+    while True:
+        progress("estimate until stable", count, total)
+        some = replace(part, batches=part.batches[:count], labels=None if part.labels is None else part.labels[:count])
+        estimate: Estimate = metric.estimate(network, renderings, some, formats, request.seed, once, silent)
+        problem = build_problem(network.inventory, _table(network, formats, estimate), plan).problem
+        choice = SOLVERS["best"](problem).choice
+        assert choice is not None
+        items = np.arange(problem.items)
+        if previous is not None:
+            now, before = (float(problem.loss[items, chosen].sum()) for chosen in (choice, previous))
+            still = still + 1 if before <= (1 + TOLERANCE) * now else 0
+        if still == TIMES or count == total:
+            break
+        previous, count = choice, min(total, max(count + 1, int(GROWTH * count)))
+    progress("estimate until stable", total, total)
+    used, most = _tokens(some), _tokens(part)
+    if count < total:
+        said = f"calibration stopped after {used:,} of {most:,} tokens: the plan for {request.until_stable} had stopped changing"
+    elif still == TIMES:
+        said = f"the plan for {request.until_stable} had stopped changing when all {most:,} tokens were used"
+    else:
+        said = f"the plan for {request.until_stable} was still changing after all {most:,} tokens; give more with --tokens"
+    return replace(estimate, notes=(*estimate.notes, said)), used
+
+
+def _table(network: Network, formats: Sequence[str], estimate: Estimate) -> SensitivityReport:
+    units = tuple(unit.name for unit in network.inventory.units)
+    return SensitivityReport(
+        "",
+        "",
+        estimate.quantity,
+        {},
+        units,
+        tuple(formats),
+        estimate.loss,
+        estimate.stderr,
+        estimate.batches,
+        "",
+        "",
+        "",
+        0,
+        0.0,
+        {},
+    )
+
+
+def _tokens(part: Part) -> int:
+    """Tokens of texts, masked ones left out; examples of images."""
+    return sum(int(batch["attention_mask"].sum()) if "attention_mask" in batch else _size(batch) for batch in part.batches)
+
+
+def _size(batch: dict[str, object]) -> int:
+    first = batch.get("input_ids")
+    return len(next(iter(batch.values()))) if first is None else first.numel()  # type: ignore[arg-type,attr-defined]
