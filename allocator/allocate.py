@@ -29,6 +29,7 @@ def allocate(
     rounding: str = "gptq",
     until_stable: str | None = None,
     stream: bool = False,
+    sibling: str | None = None,
     home: Path | str | None = None,
     progress: Progress = silent,
 ) -> Plan:
@@ -38,14 +39,15 @@ def allocate(
     format they must keep. `calibration` is a text file, a folder of texts or of images; `tokens` of it are used for rounding
     and as many others for estimating, with `until_stable`, a budget, no more of them than it takes for
     the plan for that budget to stop changing. With
-    `stream`, and where memory is short, one block of the model is in memory at a time. What has been measured before is
-    found under `home` (BITPLAN_HOME) and not measured again.
+    `stream`, and where memory is short, one block of the model is in memory at a time. `sibling` names the stored profile of
+    a smaller model of the family to plan by before anything is measured. What has been measured before is found under
+    `home` (BITPLAN_HOME) and not measured again.
 
     Raises UsageError or UnknownName for a request that cannot be meant, ModelError, and Infeasible, before anything is
     measured, with the range of budgets that can be met.
     """
     named = None if formats is None else tuple(formats)
-    profile = ProfileRequest(model, metric, named, calibration, tokens, seed, rounding, until_stable, stream)
+    profile = ProfileRequest(model, metric, named, calibration, tokens, seed, rounding, until_stable, stream, sibling)
     text = budget.text if isinstance(budget, Budget) else str(budget)
     request = PlanRequest(profile, text, target, solver, tuple((pins or {}).items()))
     return allocate_request(request, home=home, progress=progress)

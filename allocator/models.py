@@ -12,8 +12,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,21 +47,28 @@ class Loaded:
 def load(source: Source, home: Path, progress: Progress = silent) -> Loaded:
     """The network that `source` holds, in float32. Raises ModelError with the reason and the remedy."""
     progress("load", 0, 1)
-    _quiet()
-    try:
+    with reading(source):
         if source.kind == "state_dict":
             loaded = _load_state_dict(source)
         else:
             folder = source.path if source.kind == "huggingface" else rebuild_gguf(source, home)
             loaded = _load_folder(source, folder)
+    progress("load", 1, 1)
+    return loaded
+
+
+@contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """While open, transformers is quiet, and what it, safetensors and gguf raise on damaged files becomes a ModelError."""
+    _quiet()
+    try:
+        yield
     except BitplanError:
         raise
-    except Exception as error:  # transformers, safetensors and gguf each raise types of their own on damaged files
+    except Exception as error:  # each of them has types of its own
         kind = "" if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: "
         reason = " ".join(str(error).split())[:400]
         raise ModelError(f"model {source.model_id!r} cannot be used: {kind}{reason}") from error
-    progress("load", 1, 1)
-    return loaded
 
 
 def _quiet() -> None:
@@ -151,7 +158,7 @@ def _load_folder(source: Source, folder: Path) -> Loaded:
     if missing and all(name.startswith("pooler.") for name in missing):
         module, info = cls.from_pretrained(folder, add_pooling_layer=False, **options)
         missing = sorted(info["missing_keys"])
-    wrong = [*missing, *sorted(key[0] for key in info["mismatched_keys"]), *_further_layers(module, info["unexpected_keys"])]
+    wrong = [*missing, *sorted(key[0] for key in info["mismatched_keys"]), *further_layers(module, info["unexpected_keys"])]
     if wrong:
         raise ModelError(
             f"the weights of model {source.model_id!r} do not fit its config.json: {wrong[0]!r} is missing, misshapen or one "
@@ -161,7 +168,7 @@ def _load_folder(source: Source, folder: Path) -> Loaded:
     return Loaded(network_of(source, make_plain(module), outputs, pooling), folder)
 
 
-def _further_layers(module: nn.Module, unexpected: Iterable[str]) -> list[str]:
+def further_layers(module: nn.Module, unexpected: Iterable[str]) -> list[str]:
     """Tensors that are called as the module's own are but for their numbers: layers that the configuration does not count."""
     own = {re.sub(r"\d+", "#", name) for name in module.state_dict()}
     return sorted(name for name in unexpected if re.sub(r"\d+", "#", name) in own)

@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sensitivity import METRICS
-from ..sensitivity.progress import Progress, silent
-from ..sensitivity.report import SensitivityReport
+from ..sensitivity.progress import Progress, compute_always, silent
+from ..sensitivity.report import Floats, SensitivityReport
 from ..sensitivity.units import Inventory
+from .borrowed import borrow_profile
 from .errors import UsageError
 from .home import StoredSteps, home_folder, read_json, write_whole, writing
-from .request import ProfileRequest
+from .request import PlanRequest, ProfileRequest
 from .source import Source, larger_than_memory, resolve, resolve_here
 
 if TYPE_CHECKING:
-    from ..sensitivity.calibration import Calibration
+    from ..sensitivity.calibration import Calibration, Part
     from ..sensitivity.estimate import Estimate
+    from ..sensitivity.network import Network
     from ..sensitivity.render import Renderings
+    from ..sensitivity.spill import Spill
     from .hollow import Hollow
     from .models import Loaded
 
@@ -98,9 +101,28 @@ def profile_model(request: ProfileRequest, *, home: Path | str | None = None, pr
         known = stored_report(request, inventory, folder)
         if known is not None:
             return known
+    if request.sibling is not None:
+        own = inventory or _open(source, folder, request.stream, progress)[0].network.inventory
+        return borrow_profile(request, own, folder)
     loaded, hollow = _open(source, folder, request.stream, progress)
     known = stored_report(request, loaded.network.inventory, folder)
-    return known if known is not None else _measure(request, prepare(request, loaded, folder), hollow, folder, progress)
+    if known is not None:
+        return known
+    _check_can_do(request, loaded.network.inventory, hollow)
+    return _measure(request, prepare(request, loaded, folder), hollow, folder, progress)
+
+
+def _check_can_do(request: ProfileRequest, inventory: Inventory, hollow: Hollow | None) -> None:
+    """Raises UsageError for what a hollow model cannot do, Infeasible for a budget to calibrate for that nothing meets."""
+    short = f"model {request.model!r} does not fit in memory"
+    if hollow is not None and not METRICS[request.metric].streams:
+        raise UsageError(f"{short} and metric {request.metric!r} needs it there; take kl_fisher")
+    if request.until_stable is not None:
+        if hollow is not None:
+            raise UsageError(f"{short} and --until-stable needs it there; leave --until-stable out")
+        from .solve import check_budget
+
+        check_budget(inventory, PlanRequest(request, request.until_stable))
 
 
 def prepare(request: ProfileRequest, loaded: Loaded, home: Path) -> Prepared:
@@ -118,8 +140,10 @@ def prepare(request: ProfileRequest, loaded: Loaded, home: Path) -> Prepared:
 def _measure(
     request: ProfileRequest, prepared: Prepared, hollow: Hollow | None, home: Path, progress: Progress
 ) -> SensitivityReport:
+    from ..sensitivity.spill import Spill
+    from ..sensitivity.unreached import fill_unreached
     from .solve import versions
-    from .stable import estimate_until_stable
+    from .stable import estimate_until_stable, tokens_in
 
     network, calibration, renderings = prepared.loaded.network, prepared.calibration, prepared.renderings
     inventory = network.inventory
@@ -127,7 +151,7 @@ def _measure(
     started = time.perf_counter()
     settings: dict[str, Any] = {"tokens": request.tokens, "calibration": request.calibration, "rounding": request.rounding}
     part = None if calibration is None or not METRICS[request.metric].needs_data else calibration.estimate
-    steps = StoredSteps(home / "partial" / f"{identity}.jsonl")
+    steps, spill = StoredSteps(home / "partial" / f"{identity}.jsonl"), Spill(home / "partial" / f"{identity}.spill")
     try:
         with writing(home):
             if hollow is None:
@@ -135,10 +159,12 @@ def _measure(
                 if request.until_stable is None or part is None:
                     estimate = METRICS[request.metric].estimate(network, renderings, part, formats, request.seed, steps, progress)
                 else:
-                    estimate, used = estimate_until_stable(request, network, renderings, part, formats, steps, progress)
-                    settings |= {"until_stable": request.until_stable, "tokens_used": used}
+                    estimate, part = estimate_until_stable(request, network, renderings, part, formats, steps, progress)
+                    settings |= {"until_stable": request.until_stable, "tokens_used": tokens_in(part)}
+                if part is not None and inventory.family == "mixture-of-experts":
+                    estimate = fill_unreached(estimate, inventory, _tokens_by_unit(network, part))
             else:
-                estimate = _streamed(request, prepared, hollow, formats, steps, home / "partial" / f"{identity}.spill", progress)
+                estimate = _streamed(request, prepared, hollow, formats, steps, spill, progress)
     except ValueError as error:
         raise UsageError(str(error)) from error
     report = SensitivityReport(
@@ -160,8 +186,15 @@ def _measure(
         notes=estimate.notes,
     )
     write_whole(_report_path(home, identity), json.dumps(report.to_json()).encode())
+    spill.clear()
     steps.finish()
     return report
+
+
+def _tokens_by_unit(network: Network, part: Part) -> Floats:
+    from ..sensitivity.routing import collect_routing
+
+    return collect_routing(network, part, compute_always, silent).unit_counts(network.inventory.units)
 
 
 def _streamed(
@@ -170,26 +203,21 @@ def _streamed(
     hollow: Hollow,
     formats: tuple[str, ...],
     steps: StoredSteps,
-    spill: Path,
+    spill: Spill,
     progress: Progress,
 ) -> Estimate:
-    from ..sensitivity.spill import Spill
-    from ..sensitivity.streaming import Stream, stream_estimate
+    from ..sensitivity.streaming import Stream, stream_estimate, tokens_by_unit
+    from ..sensitivity.unreached import fill_unreached
 
-    metric = METRICS[request.metric]
-    if not metric.streams:
-        raise UsageError(
-            f"model {request.model!r} does not fit in memory and metric {metric.name!r} needs it there; take kl_fisher"
-        )
+    metric, inventory = METRICS[request.metric], hollow.loaded.network.inventory
     assert prepared.calibration is not None  # every metric that streams needs data
     part = prepared.calibration.estimate
     metric.check(hollow.loaded.network, prepared.renderings, part)
-    return stream_estimate(
-        Stream(
-            hollow.chain, hollow.read, metric.module.FLOW, prepared.renderings, part, formats, request.seed, Spill(spill), steps
-        ),
-        progress,
-    )
+    stream = Stream(hollow.chain, hollow.read, metric.module.FLOW, prepared.renderings, part, formats, request.seed, spill, steps)
+    estimate = stream_estimate(stream, progress)
+    if inventory.family == "mixture-of-experts":
+        estimate = fill_unreached(estimate, inventory, tokens_by_unit(stream))
+    return estimate
 
 
 def _open(source: Source, home: Path, stream: bool, progress: Progress) -> tuple[Loaded, Hollow | None]:

@@ -20,7 +20,7 @@ from .targets import TARGETS
 
 DEFAULT_FORMATS = tuple(f"int{bits}-g64-asym" for bits in (2, 3, 4, 5, 6, 8))
 DEFAULT_TOKENS = 4096
-PROFILE_VERSION = 1  # raised when what a metric means changes: old profiles are then measured anew
+PROFILE_VERSION = 2  # raised when what a metric means changes: old profiles are then measured anew
 ROUNDINGS = ("gptq", "nearest")
 
 # A plan is a problem of one limit in bytes: solvers of balances, and of costs coarse enough for a table, have no say in it.
@@ -31,7 +31,8 @@ SOLVERS = {name: solve for name, solve in EVERY_SOLVER.items() if name not in ("
 class ProfileRequest:
     """What a profile is measured with. `formats` None means the default palette; each model's own dtype is always part.
     `until_stable` names a budget: calibration stops, before `tokens` are used up, when the plan for it has stopped changing.
-    `stream` keeps one block of the model in memory at a time; no number depends on it."""
+    `sibling` is the id of a smaller model's stored profile that stands in for measuring. `stream` keeps one block of the
+    model in memory at a time; no number depends on it."""
 
     model: str
     metric: str = "kl_fisher"
@@ -42,6 +43,7 @@ class ProfileRequest:
     rounding: str = "gptq"
     until_stable: str | None = None
     stream: bool = False
+    sibling: str | None = None
 
     def check(self) -> None:
         """Raises UnknownName or UsageError before anything is loaded."""
@@ -91,6 +93,7 @@ class ProfileRequest:
             self.seed,
             self.rounding,
             *([] if self.until_stable is None else [self.until_stable]),
+            *([] if self.sibling is None else ["sibling", self.sibling]),
         ]
         return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 

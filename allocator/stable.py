@@ -7,18 +7,19 @@ the new plan, twice running. Batches are estimated once: a longer calibration ad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from ..sensitivity import METRICS
 from ..sensitivity.calibration import Part
 from ..sensitivity.estimate import Estimate
-from ..sensitivity.network import Network
+from ..sensitivity.network import Batch, Network
 from ..sensitivity.progress import Progress, Steps, silent
 from ..sensitivity.render import Renderings
-from ..sensitivity.report import SensitivityReport
+from ..sensitivity.report import Floats, SensitivityReport
 from ..solvers import SOLVERS
 from .build import build_problem
 from .request import PlanRequest, ProfileRequest
@@ -37,19 +38,19 @@ def estimate_until_stable(
     formats: Sequence[str],
     steps: Steps,
     progress: Progress,
-) -> tuple[Estimate, int]:
-    """The estimate on as many batches of `part` as it takes, and the number of tokens (or examples) in them."""
+) -> tuple[Estimate, Part]:
+    """The estimate on as many batches of `part` as it takes, and the part that these are."""
     metric = METRICS[request.metric]
     assert request.until_stable is not None
     plan = PlanRequest(request, request.until_stable)
-    kept: dict[str, np.ndarray] = {}
+    kept: dict[str, Floats] = {}
 
-    def once(name: str, compute: object) -> np.ndarray:
+    def once(name: str, compute: Callable[[], Floats]) -> Floats:
         if name not in kept:
-            kept[name] = steps(name, compute)  # type: ignore[arg-type]
+            kept[name] = steps(name, compute)
         return kept[name]
 
-    previous: np.ndarray | None = None
+    previous: npt.NDArray[np.int64] | None = None
     still, count, total = 0, min(FEWEST, len(part.batches)), len(part.batches)
     while True:
         progress("estimate until stable", count, total)
@@ -66,14 +67,16 @@ def estimate_until_stable(
             break
         previous, count = choice, min(total, max(count + 1, int(GROWTH * count)))
     progress("estimate until stable", total, total)
-    used, most = _tokens(some), _tokens(part)
+    used, most = tokens_in(some), tokens_in(part)
     if count < total:
         said = f"calibration stopped after {used:,} of {most:,} tokens: the plan for {request.until_stable} had stopped changing"
     elif still == TIMES:
         said = f"the plan for {request.until_stable} had stopped changing when all {most:,} tokens were used"
     else:
-        said = f"the plan for {request.until_stable} was still changing after all {most:,} tokens; give more with --tokens"
-    return replace(estimate, notes=(*estimate.notes, said)), used
+        said = (
+            f"the plan for {request.until_stable} was not seen to stop changing in all {most:,} tokens; give more with --tokens"
+        )
+    return replace(estimate, notes=(*estimate.notes, said)), some
 
 
 def _table(network: Network, formats: Sequence[str], estimate: Estimate) -> SensitivityReport:
@@ -97,11 +100,10 @@ def _table(network: Network, formats: Sequence[str], estimate: Estimate) -> Sens
     )
 
 
-def _tokens(part: Part) -> int:
+def tokens_in(part: Part) -> int:
     """Tokens of texts, masked ones left out; examples of images."""
     return sum(int(batch["attention_mask"].sum()) if "attention_mask" in batch else _size(batch) for batch in part.batches)
 
 
-def _size(batch: dict[str, object]) -> int:
-    first = batch.get("input_ids")
-    return len(next(iter(batch.values()))) if first is None else first.numel()  # type: ignore[arg-type,attr-defined]
+def _size(batch: Batch) -> int:
+    return batch["input_ids"].numel() if "input_ids" in batch else len(next(iter(batch.values())))

@@ -42,6 +42,9 @@ Tokens = Annotated[int, typer.Option(min=1, help="Tokens to measure on.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Rounding = Annotated[str, typer.Option(help="How weights are rounded: gptq, or nearest, which needs no data.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Keep one block of the model in memory at a time.")]
+Sibling = Annotated[
+    str | None, typer.Option(metavar="PROFILE", help="Take the losses of a smaller model's stored profile; measures nothing.")
+]
 Target = Annotated[str, typer.Option(help="Engine that the plan must load in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, everything else on standard error.")]
 
@@ -75,6 +78,7 @@ def profile(
         str | None, typer.Option(metavar="BUDGET", help="Stop calibrating when the plan for this budget has stopped changing.")
     ] = None,
     stream: Stream = False,
+    sibling: Sibling = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each unit minds each format; done once, reused for every budget."""
@@ -91,10 +95,35 @@ def profile(
         rounding=rounding,
         until_stable=until_stable,
         stream=stream,
+        sibling=sibling,
     )
     with _state() as (settings, store), terminal.progress_bars() as tell:
         report = work.profile_model(store, settings.home, body.profile(), tell)
     _show(report.to_json() if as_json else terminal.profile_table(report, model))
+
+
+@app.command()
+def spikes(
+    model: Model,
+    calibration: Calibration = None,
+    tokens: Tokens = 4096,
+    seed: Seed = 0,
+    threshold: Annotated[float, typer.Option(min=1, help="Largest input over the 0.999 quantile, above which to protect.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Units that are fed a few inputs far larger than all others, and the pins that leave them as they are."""
+    from ..allocator.spiked import protecting_pins, spiked_units
+    from . import arguments, terminal
+
+    body = arguments.request_body(model, "100%", formats=None, calibration=calibration, tokens=tokens, seed=seed)
+    with _state() as (settings, _), terminal.progress_bars() as tell:
+        found = spiked_units(body.profile_request(), home=settings.home, progress=tell)
+    pins = protecting_pins(found, threshold)
+    if as_json:
+        units = [{"unit": spike.unit, "largest": spike.largest, "quantile": spike.quantile} for spike in found]
+        _show({"units": units, "pins": dict(pins)})
+    else:
+        _show(terminal.spikes_table(found, pins))
 
 
 @app.command()
@@ -114,6 +143,7 @@ def plan(
         bool, typer.Option("--until-stable", help="Stop calibrating when the plan has stopped changing.")
     ] = False,
     stream: Stream = False,
+    sibling: Sibling = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan there as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -135,6 +165,7 @@ def plan(
         rounding=rounding,
         until_stable=budget if until_stable else None,
         stream=stream,
+        sibling=sibling,
     )
     with _state() as (settings, store), terminal.progress_bars() as tell:
         made = work.make_plan(store, settings.home, body, tell)

@@ -38,6 +38,10 @@ class ProfileBody(_Body):
     )
     stream: bool = Field(default=False, description="keep one block of the model in memory at a time; no number depends on it")
 
+    sibling: str | None = Field(
+        default=None, description="id of the stored profile of a smaller model of the family, to plan by without measuring"
+    )
+
     def profile_request(self) -> ProfileRequest:
         from ..allocator import ProfileRequest
 
@@ -51,6 +55,7 @@ class ProfileBody(_Body):
             self.rounding,
             self.until_stable,
             self.stream,
+            self.sibling,
         )
 
 

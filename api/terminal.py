@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .work import Tell
 
 if TYPE_CHECKING:
     from ..allocator import Inventory, Plan, SensitivityReport
+    from ..allocator.spiked import Spike
     from .schema import PlanSummary
 
 # Background and foreground of a cell, from few bits (warm) to many (cold), as in the report.
@@ -28,6 +29,9 @@ STAGES = {
     "inspect": "inspecting the model",
     "render": "quantizing",
     "estimate": "measuring sensitivity",
+    "estimate until stable": "measuring until stable",
+    "stream": "streaming blocks",
+    "spikes": "looking for spikes",
     "solve": "solving",
     "execute": "executing the plan",
     "verify": "verifying",
@@ -149,8 +153,26 @@ def profile_table(report: SensitivityReport, model: str) -> Group:
             most = f"{worst[1]} ({wording.number(worst[0])})" if worst[0] > 0 else ""
             table.add_row(name, wording.number(sum(value for value, _ in losses)), most)
     return Group(
-        head, Text(), Padding(table, (0, 2), expand=False), Text(), Text(f"  Next: bitplan plan {model} --budget 60MiB", "dim")
+        head,
+        Text(),
+        Padding(table, (0, 2), expand=False),
+        *(Text(f"  {note}", "dim") for note in report.notes),
+        Text(),
+        Text(f"  Next: bitplan plan {model} --budget 60MiB", "dim"),
     )
+
+
+def spikes_table(spikes: Sequence[Spike], pins: Sequence[tuple[str, str]], shown: int = 10) -> Group:
+    """The units whose inputs stand out most, and how to protect those above the threshold."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    table.add_column("unit")
+    for name in ("largest input", "0.999 quantile", "ratio"):
+        table.add_column(name, justify="right")
+    for spike in spikes[:shown]:
+        table.add_row(spike.unit, *(wording.number(value) for value in (spike.largest, spike.quantile, spike.ratio)))
+    advice = " ".join(f"--pin '{pattern}={fmt}'" for pattern, fmt in pins)
+    said = f"  {len(pins)} to protect: {advice}" if pins else "  none stands out: nothing to protect"
+    return Group(Padding(table, (0, 2), expand=False), Text(), Text(said, "dim"))
 
 
 def plans_table(plans: list[PlanSummary]) -> Table:

@@ -60,6 +60,7 @@ def make_plan(store: Store, home: Path, body: PlanBody, tell: Tell) -> Plan:
         rounding=body.rounding,
         until_stable=body.until_stable,
         stream=body.stream,
+        sibling=body.sibling,
         home=home,
         progress=tell,
     )

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..kernels.formats import FORMATS
-from .render import admits
 from .report import Floats
-from .units import Unit
+from .units import Unit, admits
 
 
 @dataclass(frozen=True, eq=False)

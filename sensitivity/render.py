@@ -56,11 +56,6 @@ def unit_weights(module: nn.Module, unit: Unit) -> list[Tensor]:
     return [module.get_parameter(f"{matrix.module}.weight").detach().flatten(1) for matrix in unit.matrices]
 
 
-def admits(unit: Unit, fmt: Format) -> bool:
-    """Whether `unit` can be stored in `fmt`: any int format; a float format no wider than its own."""
-    return fmt.family == "int" or fmt.name == unit.native or fmt.bits < FORMATS[unit.native].bits
-
-
 class Renderings:
     """The renderings of one model with one rounding, one file a (unit, format) below `folder`.
 

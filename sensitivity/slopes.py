@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.packing import PackedWeight
-from ..kernels.reference import gather_rows
+from .changes import part_changes, row_changes
 from .estimate import empty_table, measured_pairs
 from .flow import Passage
 from .probe import Rows, Use
@@ -37,7 +36,7 @@ def _squared(passage: Passage, *, by_example: bool) -> Floats:
         for f, fmt in measured_pairs(use.unit, passage.formats):
             made = passage.renderings(use.unit, fmt)[use.matrix]
             if rows.one_hot:
-                slope = _lookup_slope(made, weight, rows, g)
+                slope = (row_changes(made, weight, rows.x) * g[0]).sum(-1)
                 if by_example:
                     slope = torch.zeros(passage.examples).index_add_(0, rows.example, slope)
             elif gradients is None:
@@ -59,12 +58,8 @@ def _squared(passage: Passage, *, by_example: bool) -> Floats:
 def _row_slope(made: Rendered, weight: Tensor, rows: Rows, g: Tensor) -> Tensor:
     """g_r^T dW x_r for each row."""
     slope = torch.zeros(rows.x.shape[1])
-    width = g.shape[2]  # outputs of a part
-    for some, delta in rendered_slices(made, weight):
-        for part in range(some.start // width, -(-some.stop // width)):
-            first, last = max(some.start, part * width), min(some.stop, (part + 1) * width)
-            moved = rows.x[part] @ delta[:, first - some.start : last - some.start]
-            slope += moved.mul_(g[part, :, first - part * width : last - part * width]).sum(dim=1)
+    for part, outputs, delta in part_changes(made, weight, len(rows.x)):
+        slope += (rows.x[part] @ delta).mul_(g[part, :, outputs]).sum(dim=1)
     return slope
 
 
@@ -84,9 +79,3 @@ def _example_gradients(rows: Rows, g: Tensor, examples: int) -> Tensor:
         part = rows.x[:, mine].transpose(1, 2) @ g[:, mine]  # (parts, in, out_per_part)
         result.append(part.transpose(0, 1).flatten(1))
     return torch.stack(result)
-
-
-def _lookup_slope(made: Rendered, weight: Tensor, rows: Rows, g: Tensor) -> Tensor:
-    """g_r . dW[id_r] for each row of an embedding lookup."""
-    rendered = gather_rows(made, rows.x) if isinstance(made, PackedWeight) else made[rows.x].float()
-    return ((rendered - weight[rows.x]) * g[0]).sum(-1)

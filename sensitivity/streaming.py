@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -26,13 +27,13 @@ import torch
 from torch import Tensor
 
 from .calibration import Part
-from .chain import Chain, Entered, enter, leaving, through
+from .chain import Chain, Given, check_straight, enter, leaving, through
 from .estimate import Estimate, ratio_estimate
-from .flow import Flow, Passage, Visit, batch_sums
+from .flow import Flow, Passage, Visit, batch_sums, draws_of, scalar_of, seed_of
 from .hollow import Read, opened
 from .moments import Moments, adding_to
 from .network import predictions
-from .probe import watch_gradients, watch_inputs
+from .probe import Rows, Use, watch_gradients, watch_inputs
 from .progress import Progress, Steps
 from .render import Renderings
 from .report import Floats
@@ -52,7 +53,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """All that the tasks of one profile share. `entered` remembers masks and positions of the batches, by part."""
+    """All that the tasks of one profile share. `given` remembers masks and positions of the batches, by part."""
 
     chain: Chain
     read: Read
@@ -63,22 +64,21 @@ class Stream:
     seed: int
     spill: Spill
     steps: Steps
-    entered: dict[str, list[Entered]] = field(default_factory=dict)
+    given: dict[str, list[Given]] = field(default_factory=dict)
 
 
 PartName = Literal["render", "estimate"]
 
 
 def stream_estimate(stream: Stream, progress: Progress) -> Estimate:
-    """Do all tasks in order and put their tables together; the spilled files are then let go."""
+    """Do all tasks in order and put their tables together. The spilled files are for the caller to let go, once the estimate
+    is kept."""
     todo = tasks(stream)
     for index, task in enumerate(todo):
         progress("stream", index, len(todo))
         task.run()
     progress("stream", len(todo), len(todo))
-    found = gathered(stream)
-    stream.spill.clear()
-    return found
+    return gathered(stream)
 
 
 def tasks(stream: Stream) -> tuple[Task, ...]:
@@ -90,9 +90,9 @@ def tasks(stream: Stream) -> tuple[Task, ...]:
     for part in parts:
         for k in range(last + 1):
             before = (f"{part} forward {k - 1}",) if k else ()
+            result.append(Task(f"{part} forward {k}", before, partial(_forward, stream, part, k)))
             if part == "render":
                 result.append(Task(f"render {k}", before, partial(_render, stream, k)))
-            result.append(Task(f"{part} forward {k}", before, partial(_forward, stream, part, k)))
     if "render" in parts:
         result.append(Task("render shell", (f"render forward {last}",), partial(_render, stream, None)))
     else:
@@ -124,6 +124,17 @@ def gathered(stream: Stream) -> Estimate:
     return ratio_estimate(list(tables), counts, stream.flow.quantity or network.quantity)
 
 
+def tokens_by_unit(stream: Stream) -> Floats:
+    """The tokens that reached each unit, (units,); a unit that is no expert has every token. Every task must be done."""
+    network = stream.chain.network
+    found = dict.fromkeys((unit.name for unit in network.inventory.units), np.nan)
+    for block, units in stream.chain.units_of.items():
+        if any(unit.kind == "expert" for unit in units):
+            found |= zip((unit.name for unit in units), stream.steps(_tokens_step(block), _absent).tolist(), strict=True)
+    counts = np.array(list(found.values()))
+    return np.where(np.isnan(counts), float(sum(predictions(network, batch) for batch in stream.part.batches)), counts)
+
+
 def _gradient_from(stream: Stream, k: int, last: int) -> tuple[str, ...]:
     if stream.flow.objective is None:
         return ()
@@ -136,16 +147,19 @@ def _batches(stream: Stream, part: PartName) -> Part:
     return found
 
 
-def _entered(stream: Stream, part: PartName) -> list[Entered]:
-    if part not in stream.entered:
+def _given(stream: Stream, part: PartName) -> list[Given]:
+    """What the blocks are given beside hidden states, for every batch; h_0 is spilled."""
+    if part not in stream.given:
+        found = []
         with opened(stream.chain, stream.read, SHELL):
-            stream.entered[part] = [enter(stream.chain, batch) for batch in _batches(stream, part).batches]
-    return stream.entered[part]
-
-
-def _hidden(stream: Stream, part: PartName, k: int, b: int) -> Tensor:
-    """h_k of batch b."""
-    return _entered(stream, part)[b].hidden if k == 0 else stream.spill.get(f"{part}-h{k}-{b}")
+            for b, batch in enumerate(_batches(stream, part).batches):
+                if b == 0:
+                    check_straight(stream.chain, batch)
+                hidden, given = enter(stream.chain, batch)
+                stream.spill.put(f"{part}-h0-{b}", _finite(hidden, "what enters the first block"))
+                found.append(given)
+        stream.given[part] = found
+    return stream.given[part]
 
 
 @torch.no_grad()
@@ -153,10 +167,11 @@ def _forward(stream: Stream, part: PartName, k: int) -> None:
     missing = [b for b in range(len(_batches(stream, part).batches)) if f"{part}-h{k + 1}-{b}" not in stream.spill]
     if not missing:
         return
-    entered = _entered(stream, part)
+    given = _given(stream, part)
     with opened(stream.chain, stream.read, stream.chain.blocks[k]):
         for b in missing:
-            stream.spill.put(f"{part}-h{k + 1}-{b}", through(stream.chain, k, _hidden(stream, part, k, b), entered[b]))
+            hidden = through(stream.chain, k, stream.spill.get(f"{part}-h{k}-{b}"), given[b])
+            stream.spill.put(f"{part}-h{k + 1}-{b}", _finite(hidden, f"what leaves {stream.chain.blocks[k]!r}"))
 
 
 @torch.no_grad()
@@ -169,128 +184,158 @@ def _render(stream: Stream, k: int | None) -> None:
     if not missing:
         return
     moments = Moments({}, {})
-    entered = [] if renderings.part is None else _entered(stream, "render")
+    given = [] if renderings.part is None or k is None else _given(stream, "render")
     with opened(chain, stream.read, path):
         for b, batch in enumerate(() if renderings.part is None else renderings.part.batches):
+            hidden = stream.spill.get(f"render-h{len(chain.blocks) if k is None else k}-{b}")
             with watch_inputs(chain.network, batch, units, adding_to(moments, chain.network)):
                 if k is None:
-                    with leaving(chain, batch, _hidden(stream, "render", len(chain.blocks), b)):
+                    with leaving(chain, batch, hidden):
                         pass
                 else:
-                    through(chain, k, _hidden(stream, "render", k, b), entered[b])
+                    through(chain, k, hidden, given[b])
         renderings.round(missing, moments)
 
 
 def _leave(stream: Stream) -> None:
-    chain, depth = stream.chain, len(stream.chain.blocks)
-    missing = [b for b in range(len(stream.part.batches)) if f"g{depth}-{b}" not in stream.spill]
-    if not missing:
-        return
-    with opened(chain, stream.read, SHELL):
-        for b in missing:
-            last = _hidden(stream, "estimate", depth, b).requires_grad_()
-            _drive_out(stream, b, last)
-            stream.spill.put(f"g{depth}-{b}", _gradient(last))
+    depth = len(stream.chain.blocks)
+    missing = _without_gradient(stream, depth)
+    if missing:
+        with opened(stream.chain, stream.read, SHELL):
+            for b, draw in missing:
+                stream.spill.put(f"g{depth}-{b}-{draw}", _gradient(_drive_out(stream, b, draw)))
 
 
-def _drive_out(stream: Stream, b: int, last: Tensor) -> None:
-    """Run the shell on h_L = `last` and the objective's gradient back, through `last` to where the shell made h_0."""
-    batch = stream.part.batches[b]
-    labels = None if stream.part.labels is None else stream.part.labels[b]
+def _without_gradient(stream: Stream, k: int) -> list[tuple[int, int]]:
+    """The batches and draws of the objective whose gradient at h_k is not there yet."""
+    every = product(range(len(stream.part.batches)), range(draws_of(stream.flow, stream.chain.network)))
+    return [(b, draw) for b, draw in every if f"g{k}-{b}-{draw}" not in stream.spill]
+
+
+def _drive_out(stream: Stream, b: int, draw: int) -> Tensor:
+    """Run the shell on h_L and the objective's gradient back: to the h_L that is returned and, where units of the shell are
+    watched, on from h_0 to where the shell made it."""
+    batch, part = stream.part.batches[b], stream.part
+    last = stream.spill.get(f"estimate-h{len(stream.chain.blocks)}-{b}").requires_grad_()
+    labels = None if part.labels is None else part.labels[b]
     assert stream.flow.objective is not None
     with torch.enable_grad(), leaving(stream.chain, batch, last) as (output, first):
-        generator = torch.Generator().manual_seed(stream.seed + b)
-        scalar = stream.flow.objective(stream.chain.network, output, batch, labels, generator)
+        seed = seed_of(stream.seed, b, draw)
+        scalar = scalar_of(stream.flow.objective, stream.chain.network, output, batch, labels, seed)
         scalar.backward()  # type: ignore[no-untyped-call]
         if first.requires_grad:
-            first.backward(stream.spill.get(f"g0-{b}"))  # type: ignore[no-untyped-call]
+            first.backward(stream.spill.get(f"g0-{b}-{draw}"))  # type: ignore[no-untyped-call]
+    return last
 
 
 def _backward(stream: Stream, k: int) -> None:
-    missing = [b for b in range(len(stream.part.batches)) if f"g{k}-{b}" not in stream.spill]
+    missing = _without_gradient(stream, k)
     if not missing:
         return
-    entered = _entered(stream, "estimate")
+    given = _given(stream, "estimate")
     with opened(stream.chain, stream.read, stream.chain.blocks[k]):
-        for b in missing:
-            hidden = _drive_back(stream, k, b, entered[b])
-            stream.spill.put(f"g{k}-{b}", _gradient(hidden))
+        for b, draw in missing:
+            stream.spill.put(f"g{k}-{b}-{draw}", _gradient(_drive_back(stream, k, b, draw, given[b])))
 
 
-def _drive_back(stream: Stream, k: int, b: int, entered: Entered) -> Tensor:
+def _drive_back(stream: Stream, k: int, b: int, draw: int, given: Given) -> Tensor:
     """Block k forward and backward; the gradient is left at the h_k that is returned."""
-    hidden = _hidden(stream, "estimate", k, b).detach().clone().requires_grad_()
+    hidden = stream.spill.get(f"estimate-h{k}-{b}").requires_grad_()
+    gradient = stream.spill.get(f"g{k + 1}-{b}-{draw}")
     with torch.enable_grad():
-        through(stream.chain, k, hidden, entered).backward(stream.spill.get(f"g{k + 1}-{b}"))  # type: ignore[no-untyped-call]
+        through(stream.chain, k, hidden, given).backward(gradient)  # type: ignore[no-untyped-call]
     return hidden
 
 
 def _gradient(tensor: Tensor) -> Tensor:
-    if tensor.grad is None or not bool(torch.isfinite(tensor.grad).all()):
-        raise ValueError("the gradient of the objective is NaN, infinite or missing; check the weights and the calibration data")
-    return tensor.grad
+    if tensor.grad is None:
+        raise ValueError("no gradient of the objective reaches the blocks, so this model cannot be streamed; leave --stream out")
+    return _finite(tensor.grad, "the gradient of the objective")
+
+
+def _finite(tensor: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{what} is NaN or infinite; check the weights and the calibration data")
+    return tensor
 
 
 def _sums(stream: Stream, k: int) -> None:
     units = stream.chain.units_of[stream.chain.blocks[k]]
-    if not units:
-        return
-    entered = _entered(stream, "estimate")
 
-    def drive(b: int, visit: Visit) -> None:
-        network, batch = stream.chain.network, stream.part.batches[b]
+    def drive(b: int, draw: int, visit: Visit) -> None:
+        network, batch, given = stream.chain.network, stream.part.batches[b], _given(stream, "estimate")[b]
         if stream.flow.objective is None:
             nothing = torch.empty(0)
             with torch.no_grad(), watch_inputs(network, batch, units, lambda use, rows: visit(use, rows, nothing)):
-                through(stream.chain, k, _hidden(stream, "estimate", k, b), entered[b])
+                through(stream.chain, k, stream.spill.get(f"estimate-h{k}-{b}"), given)
         else:
             with watch_gradients(network, batch, units, visit):
-                _drive_back(stream, k, b, entered[b])
+                _drive_back(stream, k, b, draw, given)
 
     _tables(stream, stream.chain.blocks[k], drive)
+    if any(unit.kind == "expert" for unit in units):
+        stream.steps(_tokens_step(stream.chain.blocks[k]), partial(_count_tokens, stream, k))
+
+
+@torch.no_grad()
+def _count_tokens(stream: Stream, k: int) -> Floats:
+    """The tokens that reach each unit of block k that is an expert; NaN for the other units."""
+    units = stream.chain.units_of[stream.chain.blocks[k]]
+    count = {unit.name: 0 for unit in units if unit.kind == "expert"}
+
+    def visit(use: Use, rows: Rows) -> None:
+        count[use.unit.name] += rows.x.shape[1] if use.matrix == 0 else 0
+
+    given = _given(stream, "estimate")
+    experts = [unit for unit in units if unit.name in count]
+    with opened(stream.chain, stream.read, stream.chain.blocks[k]):
+        for b, batch in enumerate(stream.part.batches):
+            with watch_inputs(stream.chain.network, batch, experts, visit):
+                through(stream.chain, k, stream.spill.get(f"estimate-h{k}-{b}"), given[b])
+    return np.array([count.get(unit.name, np.nan) for unit in units], dtype=np.float64)
 
 
 def _sums_shell(stream: Stream) -> None:
     units, depth = stream.chain.units_of[SHELL], len(stream.chain.blocks)
-    if not units:
-        return
 
-    def drive(b: int, visit: Visit) -> None:
+    def drive(b: int, draw: int, visit: Visit) -> None:
         network, batch = stream.chain.network, stream.part.batches[b]
-        last = _hidden(stream, "estimate", depth, b)
         if stream.flow.objective is None:
             nothing = torch.empty(0)
             watched = watch_inputs(network, batch, units, lambda use, rows: visit(use, rows, nothing))
-            with torch.no_grad(), watched, leaving(stream.chain, batch, last):
+            with torch.no_grad(), watched, leaving(stream.chain, batch, stream.spill.get(f"estimate-h{depth}-{b}")):
                 pass
         else:
             with watch_gradients(network, batch, units, visit):
-                _drive_out(stream, b, last.requires_grad_())
+                _drive_out(stream, b, draw)
 
     _tables(stream, SHELL, drive)
 
 
-def _tables(stream: Stream, path: str, drive: Callable[[int, Visit], None]) -> None:
+def _tables(stream: Stream, path: str, drive: Callable[[int, int, Visit], None]) -> None:
     """The tables of the units at `path`, (batches, units, formats), as one step."""
-    units = stream.chain.units_of[path]
+    network, units = stream.chain.network, stream.chain.units_of[path]
+
+    def table(b: int) -> Floats:
+        passage = partial(Passage, network, stream.renderings, units, stream.formats, stream.part.batches[b])
+        draws = range(draws_of(stream.flow, network))
+        return np.mean([batch_sums(stream.flow, passage(partial(drive, b, draw))) for draw in draws], axis=0)
 
     def compute() -> Floats:
+        _given(stream, "estimate")  # opens the shell, so before the block is open
         with opened(stream.chain, stream.read, path):
-            return np.stack(
-                [
-                    batch_sums(
-                        stream.flow,
-                        Passage(stream.chain.network, stream.renderings, units, stream.formats, batch, partial(drive, b)),
-                    )
-                    for b, batch in enumerate(stream.part.batches)
-                ]
-            )
+            return np.stack([table(b) for b in range(len(stream.part.batches))])
 
-    stream.steps(_step(path), compute)
+    if units:
+        stream.steps(_step(path), compute)
 
 
 def _step(path: str) -> str:
     return f"sums of {path or 'the shell'}"
+
+
+def _tokens_step(path: str) -> str:
+    return f"tokens that reach the experts of {path}"
 
 
 def _absent() -> Floats:

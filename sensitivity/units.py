@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Literal
 
-from ..kernels.formats import Format
+from ..kernels.formats import FORMATS, Format
 
 Kind = Literal["linear", "conv", "embedding", "expert"]
 Outputs = Literal["tokens", "classes", "pooled"]
@@ -115,3 +115,8 @@ class Inventory:
         )
         fixed = tuple(Fixed(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in document["fixed"])
         return cls(**{**document, "units": units, "fixed": fixed})
+
+
+def admits(unit: Unit, fmt: Format) -> bool:
+    """Whether `unit` can be stored in `fmt`: any int format; a float format no wider than its own."""
+    return fmt.family == "int" or fmt.name == unit.native or fmt.bits < FORMATS[unit.native].bits

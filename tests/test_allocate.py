@@ -22,7 +22,7 @@ from bitplan.allocator import allocate as public
 from bitplan.allocator import data as data_module
 from bitplan.allocator import models as loading
 from bitplan.allocator.allocate import allocate_request
-from bitplan.sensitivity import kl_fisher
+from bitplan.sensitivity.metrics import kl_fisher
 from shelf import FORMATS, TOKENS, Shelf
 
 

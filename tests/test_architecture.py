@@ -23,7 +23,7 @@ FLOORS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "allocator": (
         {"sensitivity", "solvers", "kernels"},
-        {"accelerate", "gguf", "huggingface_hub", "numpy", "PIL", "pydantic", "safetensors", "torch", "transformers"},
+        {"accelerate", "gguf", "huggingface_hub", "numpy", "PIL", "psutil", "pydantic", "safetensors", "torch", "transformers"},
     ),
     "sensitivity": ({"kernels"}, {"numpy", "PIL", "safetensors", "torch", "transformers"}),
     "kernels": (set(), {"numpy", "torch", "triton"}),

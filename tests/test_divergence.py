@@ -9,7 +9,8 @@ import torch
 
 import models
 from bitplan.kernels.reference import dequantize
-from bitplan.sensitivity import divergence, kl_fisher
+from bitplan.sensitivity import measured
+from bitplan.sensitivity.metrics import divergence, kl_fisher
 from bitplan.sensitivity.network import Network, predictions, run
 from bitplan.sensitivity.network import divergence as apart
 from bitplan.sensitivity.progress import compute_always, silent
@@ -48,11 +49,11 @@ def test_it_agrees_with_the_estimate_in_order(tmp_path: Path) -> None:
     """The estimate's use is to rank: over all units of a dense model the two must go together."""
     network, part = models.network("untied"), models.fewer(models.calibration("untied").estimate, 4)
     made = renderings(tmp_path, network)
-    measured, estimated = (
+    truth, estimated = (
         metric.estimate(network, made, part, ("int5-row",), 0, compute_always, silent).loss[:, 0]
         for metric in (divergence, kl_fisher)
     )
-    assert np.corrcoef(np.log(measured), np.log(estimated))[0, 1] > 0.95
+    assert np.corrcoef(np.log(truth), np.log(estimated))[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("kind", ["llama", "mixtral", "resnet"])
@@ -70,7 +71,7 @@ def test_the_weights_are_put_back_even_after_an_error(kind: str, tmp_path: Path,
             raise InterruptedError
         return run(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(divergence, "run", fail)
+    monkeypatch.setattr(measured, "run", fail)
     with pytest.raises(InterruptedError):
         divergence.estimate(network, made, part, FORMATS, 0, compute_always, silent)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.module.state_dict().items())

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import models
-from bitplan.sensitivity import METRICS, divergence, kl_fisher, render
+from bitplan.sensitivity import METRICS, flow, render
 from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.experts import Expert
 from bitplan.sensitivity.inventory import take_inventory
-from bitplan.sensitivity.network import Batch, Network, predictions, run, sampled_objective
+from bitplan.sensitivity.metrics import divergence, kl_fisher
+from bitplan.sensitivity.network import Batch, Network, predictions, random_direction, run, sampled_objective
 from bitplan.sensitivity.plain import make_plain
 from bitplan.sensitivity.probe import uses
 from bitplan.sensitivity.progress import compute_always, silent
@@ -23,6 +24,11 @@ from bitplan.sensitivity.units import Unit
 
 Floats = npt.NDArray[np.float64]
 FORMATS = ("int3-g32-asym", "int4-g64")
+
+
+@pytest.fixture
+def one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "DRAWS", dict.fromkeys(flow.DRAWS, 1))
 
 
 def renderings(home: Path, network: Network, formats: tuple[str, ...] = FORMATS) -> Renderings:
@@ -71,8 +77,7 @@ def slopes_by_example(network: Network, batch: Batch, seed: int) -> list[dict[st
     if network.inventory.outputs == "pooled":
         each = (torch.randn(output.shape, generator=generator) * output).sum(-1)
     else:
-        labels = torch.multinomial(output.detach().softmax(-1), 1, generator=generator)
-        each = output.log_softmax(-1).gather(-1, labels)[:, 0]
+        each = (random_direction(network, output, batch, generator) * output).sum(-1)
     found = []
     for one in each:
         gradients = torch.autograd.grad(one, weights, retain_graph=True, allow_unused=True)
@@ -119,6 +124,7 @@ def grouped() -> Network:
     return Network(module, take_inventory(module, model_id="m", family="convolutional", outputs="classes"))
 
 
+@pytest.mark.usefixtures("one_draw")
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "vit", "bert", "resnet", "residual"])
 def test_it_is_the_formula(kind: str, tmp_path: Path) -> None:
     network, part = models.network(kind), models.fewer(models.calibration(kind, tokens=600).estimate, 2)
@@ -178,6 +184,22 @@ def test_it_is_the_measured_divergence_for_small_changes(kind: str, tmp_path: Pa
     assert bool((np.abs(draws.mean(axis=0) - measured) < 4.5 * error + 0.03 * measured).all())
 
 
+def test_draws_of_a_batch_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four draws are the mean of four estimates of one draw, each with its own seed."""
+    network, part = models.network("bert"), models.fewer(models.calibration("bert").estimate, 2)
+    made = renderings(tmp_path, network)
+    found = kl_fisher.estimate(network, made, part, FORMATS, 5, compute_always, silent)
+    monkeypatch.setattr(flow, "DRAWS", dict.fromkeys(flow.DRAWS, 1))
+    each = [
+        kl_fisher.estimate(network, made, part, FORMATS, 5 + flow.seed_of(0, 0, draw), compute_always, silent)
+        for draw in range(4)
+    ]
+    assert found.loss == pytest.approx(np.mean([one.loss for one in each], axis=0), rel=1e-12)
+    assert found.stderr is not None
+    assert bool((found.stderr > 0).all())
+
+
+@pytest.mark.usefixtures("one_draw")
 def test_standard_errors_come_from_batches(tmp_path: Path) -> None:
     network, part = models.network("vit"), models.fewer(models.calibration("vit").estimate, 5)
     made, sums = renderings(tmp_path, network), []

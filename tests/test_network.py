@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from bitplan.sensitivity.network import Batch, Network, divergence, predictions, run, sampled_objective
+from bitplan.sensitivity.network import Batch, Network, divergence, predictions, random_direction, run, sampled_objective
 
 OUTPUTS = ["untied", "vit", "bert"]  # tokens, classes, pooled
 
@@ -119,18 +120,27 @@ def test_quantities_are_named() -> None:
     assert names == ["nats per token", "nats per example", "cosine distance per example"]
 
 
-def test_labels_are_drawn_from_the_models_own_distribution() -> None:
-    """The gradient of log p(y) by the logits is onehot(y) - p: its mean over draws is zero, and y can be read off it."""
+def test_the_direction_has_the_fisher_information_as_its_second_moment() -> None:
+    """Over all patterns of signs, by hand; and over draws."""
     network = models.network("vit")
-    logits = torch.tensor([[2.0, 0.0, -1.0, 0.5]]).expand(4000, -1).clone().requires_grad_()
+    logits = torch.tensor([2.0, 0.0, -1.0, 0.5], dtype=torch.float64)
+    p = logits.softmax(-1)
+    fisher = torch.diag(p) - p[:, None] * p
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)), dtype=torch.float64)
+    directions = signs * p.sqrt() - p * (signs * p.sqrt()).sum(-1, keepdim=True)
+    assert torch.allclose(directions.T @ directions / len(signs), fisher, atol=1e-12)
     batch = {"pixel_values": torch.zeros(4000, 1)}
+    many = random_direction(network, logits.expand(4000, -1), batch, torch.Generator().manual_seed(0))
+    assert torch.allclose(many.T @ many / 4000, fisher, atol=0.02)
+
+
+def test_the_objective_is_linear_in_the_output() -> None:
+    network = models.network("vit")
+    logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    batch = {"pixel_values": torch.zeros(3, 1)}
     sampled_objective(network, logits, batch, None, torch.Generator().manual_seed(0)).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
-    p = logits[0].detach().softmax(-1)
-    drawn = logits.grad + p
-    assert torch.allclose(drawn, drawn.round(), atol=1e-5)
-    frequency = drawn.mean(0)
-    assert bool(((frequency - p).abs() < 4 * (p * (1 - p) / 4000).sqrt()).all())  # four standard errors
+    assert torch.equal(logits.grad, random_direction(network, logits, batch, torch.Generator().manual_seed(0)))
 
 
 def test_masked_tokens_have_no_part_in_the_objective() -> None:

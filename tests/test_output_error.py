@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import models
-from bitplan.sensitivity import output_error
+from bitplan.sensitivity.metrics import output_error
 from bitplan.sensitivity.moments import collect_moments
 from bitplan.sensitivity.network import predictions
 from bitplan.sensitivity.probe import uses

@@ -52,7 +52,8 @@ def request_(shelf: Shelf) -> ProfileRequest:
 def done(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the models loaded, the batches estimated, and the matrices rounded."""
     from bitplan.allocator import models as loading
-    from bitplan.sensitivity import kl_fisher, render
+    from bitplan.sensitivity import render
+    from bitplan.sensitivity.metrics import kl_fisher
 
     count: Counter[str] = Counter()
 

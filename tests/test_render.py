@@ -15,8 +15,8 @@ from bitplan.sensitivity import render
 from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.moments import collect_moments
 from bitplan.sensitivity.network import Network
-from bitplan.sensitivity.render import Rendered, Renderings, admits, rendered_slices, rendered_transposed, unit_weights
-from bitplan.sensitivity.units import Matrix, Unit
+from bitplan.sensitivity.render import Rendered, Renderings, rendered_slices, rendered_transposed, unit_weights
+from bitplan.sensitivity.units import Matrix, Unit, admits
 
 FORMATS_MADE = ("int3-g64-asym", "int5-g64-asym", "int4-row")
 

@@ -7,7 +7,7 @@ import pytest
 import models
 from bitplan.kernels.packing import PackedWeight
 from bitplan.kernels.reference import dequantize
-from bitplan.sensitivity import weight_error
+from bitplan.sensitivity.metrics import weight_error
 from bitplan.sensitivity.progress import compute_always
 from bitplan.sensitivity.render import Renderings, unit_weights
 

@@ -18,7 +18,8 @@ from bitplan.sensitivity.estimate import Estimate
 from bitplan.sensitivity.flow import Flow
 from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.progress import Progress, Steps, compute_always, silent
-from bitplan.sensitivity.render import Renderings, admits
+from bitplan.sensitivity.render import Renderings
+from bitplan.sensitivity.units import admits
 
 Floats = npt.NDArray[np.float64]
 KINDS = ["llama", "mixtral", "dinov2", "residual"]  # tokens, tokens through experts, pooled vectors, classes
@@ -37,7 +38,7 @@ class Run:
 
 def measured(metric: str) -> bool:
     """Whether it estimates the divergence of the output itself, in its own units."""
-    return metric in ("kl_fisher", "divergence")
+    return metric in ("kl_fisher", "divergence", "divergence_blocks", "divergence_bisection")
 
 
 class Case:
@@ -111,6 +112,8 @@ def test_its_own_format_costs_nothing_and_others_cost_more_the_fewer_bits(metric
     units, loss = case.network.inventory.units, case.run(metric).estimate.loss
     for u, unit in enumerate(units):
         assert loss[u, PALETTE.index(unit.native)] == 0
+    if metric == "cross_entropy":  # to an untrained network coarse rounding does good
+        return
     totals = loss[:, :3].sum(axis=0)
     assert totals[0] > totals[1] > totals[2] > 0
     if measured(metric):

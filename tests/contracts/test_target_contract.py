@@ -37,7 +37,7 @@ def test_a_unit_may_always_stay_as_it_is(target: str) -> None:
 
 
 def test_only_what_can_be_rendered_is_admitted(target: str) -> None:
-    from bitplan.sensitivity.render import admits
+    from bitplan.sensitivity.units import admits
 
     wrong = [
         (unit, name)

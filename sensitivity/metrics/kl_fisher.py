@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from .flow import Flow, Passage, estimate_flow
-from .network import sampled_objective
-from .report import Floats
-from .slopes import example_slopes, token_slopes
+from ..flow import Flow, Passage, estimate_flow
+from ..network import sampled_objective
+from ..report import Floats
+from ..slopes import example_slopes, token_slopes
 
 
 def sums(passage: Passage) -> Floats:

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from ..kernels.packing import PackedWeight
-from ..kernels.reference import gather_rows
-from .estimate import empty_table, measured_pairs
-from .flow import Flow, Passage, estimate_flow
-from .probe import Rows, Use
-from .render import Rendered, rendered_transposed
-from .report import Floats
+from ..changes import squared_output_error
+from ..estimate import empty_table, measured_pairs
+from ..flow import Flow, Passage, estimate_flow
+from ..probe import Rows, Use
+from ..report import Floats
 
 
 def sums(passage: Passage) -> Floats:
@@ -34,16 +31,6 @@ def sums(passage: Passage) -> Floats:
 
     passage.drive(visit)
     return table
-
-
-def squared_output_error(made: Rendered, weight: Tensor, rows: Rows) -> float:
-    """sum over rows of ||dW x_r||^2."""
-    if rows.one_hot:
-        rendered = gather_rows(made, rows.x) if isinstance(made, PackedWeight) else made[rows.x].float()
-        return float((rendered - weight[rows.x]).double().square().sum())
-    delta = rendered_transposed(made) - weight.T
-    columns = delta.view(delta.shape[0], len(rows.x), -1).transpose(0, 1)  # (parts, in, out_per_part)
-    return float((rows.x @ columns).square().sum(dtype=torch.float64))
 
 
 FLOW = Flow(sums, quantity="squared output error")

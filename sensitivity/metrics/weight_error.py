@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .calibration import Part
-from .estimate import Estimate, empty_table, measured_pairs
-from .network import Network
-from .progress import Progress, Steps
-from .render import Renderings, rendered_transposed, unit_weights
+from ..calibration import Part
+from ..changes import squared_changes
+from ..estimate import Estimate, empty_table
+from ..network import Network
+from ..progress import Progress, Steps
+from ..render import Renderings
 
 
 def estimate(
@@ -25,9 +26,6 @@ def estimate(
     table = empty_table(units, formats)
     for u, unit in enumerate(units):
         progress("estimate", u, len(units))
-        weights = unit_weights(network.module, unit)
-        for f, fmt in measured_pairs(unit, formats):
-            pairs = zip(weights, renderings(unit, fmt), strict=True)
-            table[u, f] = sum(float((rendered_transposed(made).T - w).double().square().sum()) for w, made in pairs)
+        table[u] = squared_changes(network, renderings, [unit], formats)[0]
     progress("estimate", len(units), len(units))
     return Estimate(table, None, 0, "squared weight error")

@@ -1,0 +1,80 @@
+"""The change dW = W_format - W of a unit, in the shapes in which estimators take it, and how large it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.packing import PackedWeight
+from ..kernels.reference import gather_rows
+from .estimate import empty_table, measured_pairs
+from .network import Network
+from .probe import Rows
+from .progress import Progress, silent
+from .render import Rendered, Renderings, rendered_slices, rendered_transposed, unit_weights
+from .report import Floats
+from .units import Unit
+
+
+def part_changes(made: Rendered, weight: Tensor, parts: int) -> Iterator[tuple[int, slice, Tensor]]:
+    """(part, outputs of that part, dW transposed), each dW float32 (in_per_part, outputs) and small enough for the cache.
+
+    A grouped convolution has several parts, everything else one.
+    """
+    width = len(weight) // parts  # outputs of a part
+    for some, delta in rendered_slices(made, weight):
+        for part in range(some.start // width, -(-some.stop // width)):
+            first, last = max(some.start, part * width), min(some.stop, (part + 1) * width)
+            yield part, slice(first - part * width, last - part * width), delta[:, first - some.start : last - some.start]
+
+
+def row_changes(made: Rendered, weight: Tensor, ids: Tensor) -> Tensor:
+    """dW[ids] of an embedding lookup, float32 (ids, width)."""
+    rendered = gather_rows(made, ids) if isinstance(made, PackedWeight) else made[ids].float()
+    return rendered - weight[ids]
+
+
+def squared_changes(network: Network, renderings: Renderings, units: Sequence[Unit], formats: Sequence[str]) -> Floats:
+    """||dW||^2 over all matrices of a unit, (units, formats), NaN where a unit does not admit a format."""
+    table = empty_table(units, formats)
+    for u, unit in enumerate(units):
+        weights = unit_weights(network.module, unit)
+        for f, fmt in measured_pairs(unit, formats):
+            pairs = zip(renderings(unit, fmt), weights, strict=True)
+            table[u, f] = sum(
+                float(delta.double().square().sum()) for made, weight in pairs for _, delta in rendered_slices(made, weight)
+            )
+    return table
+
+
+def relative_errors(network: Network, renderings: Renderings, formats: Sequence[str], progress: Progress = silent) -> Floats:
+    """D of all units and formats, (units, formats), over all matrices of a unit together.
+
+    Zero at a unit's own format and for a unit whose weights are all zero, NaN where a unit does not admit the format.
+    """
+    units = network.inventory.units
+    table = empty_table(units, formats)
+    for u, unit in enumerate(units):
+        progress("estimate", u, len(units))
+        energy = sum(float(weight.double().square().sum()) for weight in unit_weights(network.module, unit))
+        table[u] = squared_changes(network, renderings, [unit], formats)[0] / (energy or 1.0)
+    progress("estimate", len(units), len(units))
+    return table
+
+
+def weight_damage(network: Network, renderings: Renderings, formats: Sequence[str]) -> Floats:
+    """Number of weights x relative weight error, (units, formats)."""
+    sizes = np.array([unit.parameters for unit in network.inventory.units], dtype=np.float64)
+    return sizes[:, None] * relative_errors(network, renderings, formats)
+
+
+def squared_output_error(made: Rendered, weight: Tensor, rows: Rows) -> float:
+    """sum over rows of ||dW x_r||^2."""
+    if rows.one_hot:
+        return float(row_changes(made, weight, rows.x).double().square().sum())
+    delta = rendered_transposed(made) - weight.T
+    columns = delta.view(delta.shape[0], len(rows.x), -1).transpose(0, 1)  # (parts, in, out_per_part)
+    return float((rows.x @ columns).square().sum(dtype=torch.float64))

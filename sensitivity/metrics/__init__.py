@@ -1,0 +1,1 @@
+"""The estimators, one a file; `METRICS` in the folder above lists them."""

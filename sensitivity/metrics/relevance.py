@@ -1,0 +1,93 @@
+"""relevance: the share of the output's relevance that comes to a unit, times the noise that a format adds to its output.
+
+Layer-wise relevance propagation (`lrp.py`) sends the relevance of each prediction back through the network. With R_r the
+relevance at the output of a unit at row r,
+
+    Omega_u = c_u / sum_v c_v,   c_u = mean over examples of sum_r ||R_r||_1      loss = Omega_u * NSR_u(format)
+
+with NSR the noise to signal ratio of the unit's output (`noise_to_signal.py`). Relevance is conserved: its plain sum over a
+whole layer is the same at every depth, so sizes are summed, and they are taken where the unit's own branch leaves it. An
+expert's matrices and a tied weight's uses are added. The propagation rules are published; the score and its use as a weight
+are our reading of LRP-QViT (arXiv 2401.11243), whose text gives neither in full. All predictions of an example are explained
+at once. The rule for a + b depends on their sum, so the result is not exactly the mean of explaining them one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from ..calibration import Part
+from ..estimate import Estimate, jackknife_estimate
+from ..flow import Passage, Visit
+from ..lrp import propagate
+from ..network import Batch, Network
+from ..probe import Rows, Use
+from ..progress import Progress, Steps
+from ..render import Renderings
+from ..report import Floats
+from .noise_to_signal import noise_and_signal
+from .noise_to_signal import ratio as noise_to_signal
+
+KEPT = 5  # numbers of the account that a step keeps beside its sums
+
+
+def estimate(
+    network: Network,
+    renderings: Renderings,
+    part: Part,
+    formats: Sequence[str],
+    seed: int,
+    steps: Steps,
+    progress: Progress,
+) -> Estimate:
+    """Omega times NSR for every unit and format, with standard errors over batches; one step a batch.
+
+    Raises ValueError, naming operation and module, when the model has an operation without a rule.
+    """
+    shape = (3, len(network.inventory.units), len(formats))
+    accounts, sums = [], []
+    for index, batch in enumerate(part.batches):
+        progress("estimate", index, len(part.batches))
+        both = steps(f"batch {index}", partial(_one, network, renderings, formats, batch))
+        accounts.append(both[:KEPT])
+        sums.append(both[KEPT:].reshape(shape))
+    progress("estimate", len(part.batches), len(part.batches))
+    note = _note(np.stack(accounts))
+    return jackknife_estimate(sums, _weighted, "share of relevance times noise to signal", (note,))
+
+
+def _one(network: Network, renderings: Renderings, formats: Sequence[str], batch: Batch) -> Floats:
+    """What the account says of one batch, and its sums of noise, signal and relevance, (3, units, formats)."""
+    units = network.inventory.units
+    position = {unit.name: u for u, unit in enumerate(units)}
+    relevance = np.zeros(len(units))
+    kept = np.zeros(KEPT)
+
+    def drive(visit: Visit) -> None:
+        def seen(use: Use, rows: Rows, r: Tensor) -> None:
+            relevance[position[use.unit.name]] += float(r.double().abs().sum())
+            visit(use, rows, r)
+
+        account = propagate(network, batch, units, seen)
+        kept[:] = account.sent, account.arrived, account.lost, account.spread, account.worst
+
+    noise, signal = noise_and_signal(Passage(network, renderings, units, formats, batch, drive))
+    return np.concatenate([kept, np.stack([noise, signal, np.broadcast_to(relevance[:, None], noise.shape)]).ravel()])
+
+
+def _weighted(sums: Floats) -> Floats:
+    """Omega times NSR, (units, formats)."""
+    return np.asarray(noise_to_signal(sums[:2]) * sums[2] / sums[2].sum(axis=0))
+
+
+def _note(accounts: Floats) -> str:
+    sent, arrived, lost, spread, _ = accounts.sum(axis=0)
+    return (
+        f"of the relevance sent {abs(arrived - sent) / sent:.1e} did not arrive at the inputs; one rule changed a sum by at most "
+        f"{accounts[:, 4].max():.1e} of it, all together by {lost / sent:.1e}; {spread / sent:.1e} was at outputs to which "
+        "nothing contributes and was spread by the weights alone"
+    )
