@@ -13,6 +13,8 @@ from .profile import load_model
 from .request import ProfileRequest
 from .source import resolve
 
+__all__ = ["Spike", "protecting_pins", "spiked_units"]
+
 
 def spiked_units(
     request: ProfileRequest, *, home: Path | str | None = None, progress: Progress = silent

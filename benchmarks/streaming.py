@@ -56,11 +56,12 @@ def write_model(folder: Path, layers: int, width: int) -> int:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator([read_text(None)], trainers.BpeTrainer(vocab_size=2000, show_progress=False))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)  # type: ignore[no-untyped-call]
     generator = torch.Generator().manual_seed(0)
 
     def weight(out: int, fan_in: int) -> torch.Tensor:
-        return (torch.randn(out, fan_in, generator=generator) / fan_in**0.5).bfloat16()
+        drawn: torch.Tensor = torch.randn(out, fan_in, generator=generator) / fan_in**0.5
+        return drawn.bfloat16()
 
     names = {"model.embed_tokens.weight": weight(VOCABULARY, width), "model.norm.weight": torch.ones(width).bfloat16()}
     parameters = sum(tensor.numel() for tensor in names.values())

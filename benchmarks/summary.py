@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import standings
 import tally
 
 RESULTS = Path(__file__).parent / "results"
@@ -121,10 +122,32 @@ def solvers() -> list[str]:
     ]
 
 
+def streaming(document: dict[str, Any], name: str) -> list[str]:
+    kills = f" Killed {document['killed']} times and gone on, it gave the same table." if document["same_table"] else ""
+    whole, block, table, peak = (
+        f"{document[key] / 1e9:.2f} GB"
+        for key in ("model_bytes_float32", "block_bytes_float32", "embedding_bytes_float32", "peak_bytes")
+    )
+    return [
+        f"A {name} of {document['parameters'] / 1e9:.2f} billion parameters ({whole} in float32; a block {block}, the embedding "
+        f"{table}) was profiled with a peak of {peak} in {document['seconds']:,.0f} s.{kills}",
+        "",
+        provenance(document),
+        "",
+    ]
+
+
+def tournament(document: dict[str, Any], name: str) -> list[str]:
+    (RESULTS / f"tournament-{name}.svg").write_text(standings.picture(document, name))
+    return [*standings.section(document, name), provenance(document), ""]
+
+
 SECTIONS = (
+    ("tournament", "The tournament of estimators", tournament),
     ("quality", "Quality at equal stored bytes", quality),
     ("judge", "Metrics against measured single units", judge),
     ("cost", "Cost", cost),
+    ("streaming", "Streaming", streaming),
 )
 
 

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class Tournament:
         for metric in sorted(self.metrics, key=lambda metric: metric != DEFAULT):
             if metric not in self.document["profiles"]:
                 self.in_time()
-                self.document["profiles"][metric] = self.in_child(lambda metric=metric: self.profile(metric))
+                self.document["profiles"][metric] = self.in_child(partial(self.profile, metric))
                 self.keep()
                 print(f"{self.name}: {metric} {self.document['profiles'][metric]}", flush=True)
         self.in_child(self.judge)

@@ -5,6 +5,8 @@ dW = W_format - W, x_r the input of row r and g_r the objective's gradient at th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,47 +30,47 @@ def example_slopes(passage: Passage) -> Floats:
 
 
 def _squared(passage: Passage, *, by_example: bool) -> Floats:
-    slopes: dict[tuple[str, int], Tensor] = {}  # (unit, format) -> one slope a row or example, uses summed
+    slopes: dict[str, Tensor] = {}  # unit -> (formats, rows or examples), uses summed
 
     def visit(use: Use, rows: Rows, g: Tensor) -> None:
         weight = passage.network.module.get_parameter(f"{use.module}.weight").flatten(1)
-        gradients = _example_gradients(rows, g, passage.examples) if by_example and not rows.one_hot else None
-        for f, fmt in measured_pairs(use.unit, passage.formats):
-            made = passage.renderings(use.unit, fmt)[use.matrix]
-            if rows.one_hot:
-                slope = (row_changes(made, weight, rows.x) * g[0]).sum(-1)
-                if by_example:
-                    slope = torch.zeros(passage.examples).index_add_(0, rows.example, slope)
-            elif gradients is None:
-                slope = _row_slope(made, weight, rows, g)
-            else:
-                slope = _example_slope(made, weight, gradients)
-            key = (use.unit.name, f)
-            slopes[key] = slopes[key] + slope if key in slopes else slope
+        rendered = [passage.renderings(use.unit, fmt)[use.matrix] for _, fmt in measured_pairs(use.unit, passage.formats)]
+        if not rendered:
+            return
+        if by_example and not rows.one_hot:
+            slope = _example_slopes(rendered, weight, _example_gradients(rows, g, passage.examples))
+        else:
+            slope = torch.stack([_row_slope(made, weight, rows, g) for made in rendered])
+            if by_example:
+                slope = torch.zeros(len(rendered), passage.examples).index_add_(1, rows.example, slope)
+        slopes[use.unit.name] = slopes[use.unit.name] + slope if use.unit.name in slopes else slope
 
     passage.drive(visit)
     table = empty_table(passage.units, passage.formats)
     for u, unit in enumerate(passage.units):
-        for f, _ in measured_pairs(unit, passage.formats):
-            slope = slopes.get((unit.name, f))  # an expert that no token reached has none
-            table[u, f] = 0.0 if slope is None else float(slope.double().square().sum())
+        if unit.name in slopes:  # an expert that no token reached has none
+            columns = [f for f, _ in measured_pairs(unit, passage.formats)]
+            table[u, columns] = slopes[unit.name].double().square().sum(dim=1)
     return table
 
 
 def _row_slope(made: Rendered, weight: Tensor, rows: Rows, g: Tensor) -> Tensor:
     """g_r^T dW x_r for each row."""
+    if rows.one_hot:
+        return (row_changes(made, weight, rows.x) * g[0]).sum(-1)
     slope = torch.zeros(rows.x.shape[1])
     for part, outputs, delta in part_changes(made, weight, len(rows.x)):
         slope += (rows.x[part] @ delta).mul_(g[part, :, outputs]).sum(dim=1)
     return slope
 
 
-def _example_slope(made: Rendered, weight: Tensor, gradients: Tensor) -> Tensor:
-    """<dW, gradient of an example> for each of the `gradients` (examples, in, out)."""
-    slope = torch.zeros(len(gradients))
-    for some, delta in rendered_slices(made, weight):
-        slope += (gradients[:, :, some] * delta).sum(dim=(1, 2))
-    return slope
+def _example_slopes(rendered: Sequence[Rendered], weight: Tensor, gradients: Tensor) -> Tensor:
+    """<dW, gradient of an example> for each of the formats and of the `gradients` (examples, in, out)."""
+    slopes = torch.zeros(len(rendered), len(gradients))
+    for slices in zip(*(rendered_slices(made, weight) for made in rendered), strict=True):
+        deltas = torch.stack([delta.flatten() for _, delta in slices])  # one product for all formats reads the gradients once
+        slopes += deltas @ gradients[:, :, slices[0][0]].flatten(1).T
+    return slopes
 
 
 def _example_gradients(rows: Rows, g: Tensor, examples: int) -> Tensor:

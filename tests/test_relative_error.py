@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import models
+from bitplan.sensitivity.changes import relative_errors
 from bitplan.sensitivity.metrics import relative_error
 from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed, unit_weights
@@ -40,7 +41,7 @@ def test_it_does_not_change_with_the_scale_of_the_weights(tmp_path: Path) -> Non
                 weight.mul_(scale)
         made = Renderings(tmp_path / str(scale), network, "nearest", None)
         made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
-        losses.append(relative_error.relative_errors(network, made, FORMATS))
+        losses.append(relative_errors(network, made, FORMATS))
     assert losses[0].tolist() == losses[1].tolist()
 
 
@@ -49,4 +50,4 @@ def test_a_unit_of_zeros_loses_nothing(tmp_path: Path) -> None:
     unit_weights(network.module, network.inventory.units[3])[0].zero_()
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
-    assert relative_error.relative_errors(network, made, FORMATS)[3].tolist() == [0, 0, 0]
+    assert relative_errors(network, made, FORMATS)[3].tolist() == [0, 0, 0]

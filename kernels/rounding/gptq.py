@@ -67,7 +67,8 @@ def _inverse_upper(matrix: Tensor) -> Tensor:
     takes half a gigabyte, and `matrix` is overwritten."""
     torch.linalg.cholesky(matrix, out=matrix)
     inverse = torch.cholesky_inverse(matrix)
-    return torch.linalg.cholesky(inverse, upper=True, out=matrix).to(torch.float32)
+    torch.linalg.cholesky(inverse, upper=True, out=matrix)
+    return matrix.to(torch.float32)
 
 
 def round_gptq(weight: Tensor, factor: Factor, formats: Sequence[Format]) -> list[PackedWeight]:
