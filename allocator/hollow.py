@@ -176,7 +176,7 @@ def _first_dtype(files: dict[str, Path]) -> torch.dtype:
 
 def _stored_as(name: str, called: dict[str, str], prefix: str) -> tuple[str, ...]:
     """The stored tensors that make up parameter `name`, one below another; empty when the files have none."""
-    spellings = [(name,)]
+    spellings: list[tuple[str, ...]] = [(name,)]
     for pattern, targets in RENAMED:
         if re.search(pattern, name):
             spellings.append(tuple(re.sub(pattern, target, name) for target in targets))

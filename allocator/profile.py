@@ -18,7 +18,7 @@ from ..sensitivity.progress import Progress, compute_always, silent
 from ..sensitivity.report import Floats, SensitivityReport
 from ..sensitivity.units import Inventory
 from .borrowed import borrow_profile
-from .errors import UsageError
+from .errors import ModelError, UsageError
 from .home import StoredSteps, home_folder, read_json, write_whole, writing
 from .request import PlanRequest, ProfileRequest
 from .source import Source, larger_than_memory, resolve, resolve_here
@@ -227,7 +227,12 @@ def _open(source: Source, home: Path, stream: bool, progress: Progress) -> tuple
     from .hollow import open_hollow
 
     progress("load", 0, 1)
-    hollow = open_hollow(source, home)
+    try:
+        hollow = open_hollow(source, home)
+    except ModelError:
+        if stream:
+            raise
+        return load_model(source, home, progress), None  # it is no row of blocks: it may still fit, closely
     progress("load", 1, 1)
     _keep_inventory(source, hollow.loaded.network.inventory, home)
     return hollow.loaded, hollow

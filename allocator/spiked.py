@@ -16,9 +16,7 @@ from .source import resolve
 __all__ = ["Spike", "protecting_pins", "spiked_units"]
 
 
-def spiked_units(
-    request: ProfileRequest, *, home: Path | str | None = None, progress: Progress = silent
-) -> tuple[Spike, ...]:
+def spiked_units(request: ProfileRequest, *, home: Path | str | None = None, progress: Progress = silent) -> tuple[Spike, ...]:
     """Every unit with the largest and the 0.999 quantile of its inputs' magnitudes, those that stand out most first.
 
     Only model, calibration, tokens and seed of `request` matter. Raises UsageError, ModelError.

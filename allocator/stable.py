@@ -68,14 +68,13 @@ def estimate_until_stable(
         previous, count = choice, min(total, max(count + 1, int(GROWTH * count)))
     progress("estimate until stable", total, total)
     used, most = tokens_in(some), tokens_in(part)
+    things, what = "tokens" if "input_ids" in part.batches[0] else "images", f"the plan for {request.until_stable}"
     if count < total:
-        said = f"calibration stopped after {used:,} of {most:,} tokens: the plan for {request.until_stable} had stopped changing"
+        said = f"calibration stopped after {used:,} of {most:,} {things}: {what} had stopped changing"
     elif still == TIMES:
-        said = f"the plan for {request.until_stable} had stopped changing when all {most:,} tokens were used"
+        said = f"{what} had stopped changing when all {most:,} {things} were used"
     else:
-        said = (
-            f"the plan for {request.until_stable} was not seen to stop changing in all {most:,} tokens; give more with --tokens"
-        )
+        said = f"{what} was not seen to stop changing in all {most:,} {things}; give more with --tokens"
     return replace(estimate, notes=(*estimate.notes, said)), some
 
 

@@ -99,7 +99,7 @@ def through(chain: Chain, index: int, hidden: Tensor, given: Given) -> Tensor:
     """h_{index+1} from h_index."""
     rest, named = given[index]
     result = chain.network.module.get_submodule(chain.blocks[index])(hidden, *rest, **named)
-    return result if isinstance(result, Tensor) else result[0]  # type: ignore[no-any-return]
+    return result if isinstance(result, Tensor) else result[0]
 
 
 @contextmanager
@@ -144,12 +144,13 @@ class _Stand(nn.Module):
 def _standing(chain: Chain) -> Iterator[list[_Stand]]:
     path = chain.blocks[0].rpartition(".")[0]
     row = chain.network.module.get_submodule(path)
+    assert isinstance(row, nn.ModuleList)
     blocks, calls = list(row), list[int]()
     stands = [_Stand(block, index, calls) for index, block in enumerate(blocks)]
     try:
         for index, stand in enumerate(stands):
-            row[index] = stand  # type: ignore[index]
+            row[index] = stand
         yield stands
     finally:
         for index, block in enumerate(blocks):
-            row[index] = block  # type: ignore[index]
+            row[index] = block

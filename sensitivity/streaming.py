@@ -9,6 +9,7 @@ each of which leaves files behind and can be done by any process that sees them:
     leave         the objective and its gradient at h_L           after the last forward
     backward k    the gradient at h_k from that at h_{k+1}        after backward k+1
     sums k        the metric's table of block k, batch by batch   after forward k-1, backward k+1 and render k
+                  (and how many tokens reach its experts)
 
 so after the two chains of forward and backward passes, rendering and sums of different blocks are independent. A task whose
 files are there is not done again: what was killed goes on where it was. Only a metric that is a Flow streams.
@@ -83,10 +84,9 @@ def stream_estimate(stream: Stream, progress: Progress) -> Estimate:
 
 def tasks(stream: Stream) -> tuple[Task, ...]:
     """Every task, each after those that it needs."""
-    chain, last = stream.chain, len(stream.chain.blocks) - 1
-    wanted = stream.renderings.missing([(unit, fmt) for unit in chain.network.inventory.units for fmt in stream.formats])
+    last = len(stream.chain.blocks) - 1
     result = []
-    parts: tuple[PartName, ...] = ("render", "estimate") if wanted and stream.renderings.part is not None else ("estimate",)
+    parts: tuple[PartName, ...] = ("render", "estimate") if stream.renderings.part is not None else ("estimate",)
     for part in parts:
         for k in range(last + 1):
             before = (f"{part} forward {k - 1}",) if k else ()
@@ -165,13 +165,19 @@ def _given(stream: Stream, part: PartName) -> list[Given]:
 @torch.no_grad()
 def _forward(stream: Stream, part: PartName, k: int) -> None:
     missing = [b for b in range(len(_batches(stream, part).batches)) if f"{part}-h{k + 1}-{b}" not in stream.spill]
-    if not missing:
+    if not missing or (part == "render" and not _unrendered(stream)):
         return
     given = _given(stream, part)
     with opened(stream.chain, stream.read, stream.chain.blocks[k]):
         for b in missing:
             hidden = through(stream.chain, k, stream.spill.get(f"{part}-h{k}-{b}"), given[b])
             stream.spill.put(f"{part}-h{k + 1}-{b}", _finite(hidden, f"what leaves {stream.chain.blocks[k]!r}"))
+
+
+def _unrendered(stream: Stream) -> bool:
+    """Whether any unit lacks a rendering; a model whose renderings are all there needs no hidden states for them."""
+    units = stream.chain.network.inventory.units
+    return bool(stream.renderings.missing([(unit, fmt) for unit in units for fmt in stream.formats]))
 
 
 @torch.no_grad()
@@ -319,7 +325,8 @@ def _tables(stream: Stream, path: str, drive: Callable[[int, int, Visit], None])
     def table(b: int) -> Floats:
         passage = partial(Passage, network, stream.renderings, units, stream.formats, stream.part.batches[b])
         draws = range(draws_of(stream.flow, network))
-        return np.mean([batch_sums(stream.flow, passage(partial(drive, b, draw))) for draw in draws], axis=0)
+        mean: Floats = np.mean([batch_sums(stream.flow, passage(partial(drive, b, draw))) for draw in draws], axis=0)
+        return mean
 
     def compute() -> Floats:
         _given(stream, "estimate")  # opens the shell, so before the block is open

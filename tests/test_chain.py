@@ -143,7 +143,7 @@ class TestRefusals:
         class Model(Straight):
             def __init__(self) -> None:
                 super().__init__()
-                self.rows[1].weight = self.rows[0].weight  # type: ignore[union-attr]
+                self.rows[1].weight = self.rows[0].weight
 
         with pytest.raises(ValueError, match="is no row of blocks"):
             find_chain(bare(Model()))
@@ -207,13 +207,13 @@ class TestRefusals:
     def test_what_is_not_handed_on_straight(self, forward: Callable[[Any, Tensor], Tensor]) -> None:
         network = bare(Straight())
         check_straight(find_chain(network), BARE)
-        type(network.module).forward = forward  # type: ignore[method-assign]
+        type(network.module).forward = forward
         try:
             chain = find_chain(network)
             with pytest.raises(ValueError, match="model 'bare' hands more than hidden states from block to block"):
                 check_straight(chain, BARE)
         finally:
-            type(network.module).forward = STRAIGHT  # type: ignore[method-assign]
+            type(network.module).forward = STRAIGHT
 
 
 class TestBlocksArePutBack:
@@ -259,7 +259,7 @@ class TestBlocksArePutBack:
         with leaving(chain, a_batch("llama"), first):
             stand = chain.network.module.get_submodule(chain.blocks[1])
             assert stand is not before[1]
-            assert stand.kind_of_attention == "sliding"  # type: ignore[comparison-overlap]
+            assert stand.kind_of_attention == "sliding"
             assert stand.self_attn is before[1].self_attn
             assert not list(stand.parameters())
             with pytest.raises(AttributeError, match="no_such_thing"):

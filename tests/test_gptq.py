@@ -220,3 +220,14 @@ def test_the_weight_and_the_moment_are_left_alone() -> None:
     round_gptq(weight, inverse_factor(moment), [parse("int4-g32")])
     assert torch.equal(weight, kept[0])
     assert torch.equal(moment, kept[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_second_moment_is_left_as_it_was(dtype: torch.dtype) -> None:
+    """Also where a column never occurs, which is then given the mean diagonal, and in the factor's own precision."""
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    x[:, 2] = 0
+    moment = x.T @ x
+    before = moment.clone()
+    inverse_factor(moment)
+    assert torch.equal(moment, before)

@@ -215,7 +215,7 @@ class TestWork:
     def test_a_job_is_canceled_through_its_progress(
         self, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def slow(model: str, *, home: Path, progress: Any) -> None:
+        def slow(model: str, *, home: Path, progress: Any, stream: bool) -> None:
             for done in range(10_000):
                 progress("load", done, 10_000)
                 time.sleep(0.001)

@@ -26,10 +26,13 @@ def test_the_same_request_has_the_same_id() -> None:
 
 
 def test_what_does_not_change_the_numbers_does_not_change_the_id() -> None:
-    """The palette in any order and with what is in it anyway; the name under which the same weights were found."""
+    """The palette in any order and with what is in it anyway; the name under which the same weights were found; how much of
+    the model was in memory."""
     assert identity(formats=DEFAULT_FORMATS) == identity()
     assert identity(formats=(*reversed(DEFAULT_FORMATS), "int4-g64-asym", "bf16")) == identity()
     assert identity(model="another name") == identity()
+    assert identity(stream=True) == identity()
+    assert identity(stream=True, metric="output_error") == identity(metric="output_error") != identity()
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,7 @@ def test_what_does_not_change_the_numbers_does_not_change_the_id() -> None:
         {"seed": 1},
         {"rounding": "nearest"},
         {"calibration": __file__},
+        {"until_stable": "30%"},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -114,6 +118,16 @@ def test_a_near_miss_is_pointed_out() -> None:
         (ProfileRequest("m", formats=()), "list of formats is empty; name at least one"),
         (ProfileRequest("m", tokens=63), "63 calibration tokens are too few; ask for at least 64"),
         (ProfileRequest("m", calibration="/no/such/file"), "calibration source /no/such/file does not exist; give a text file"),
+        (ProfileRequest("m", until_stable="12 parsecs"), "budget '12 parsecs' has an unknown unit 'parsecs'; write bytes"),
+        (
+            ProfileRequest("m", until_stable="30%", stream=True),
+            r"--until-stable goes batch by batch and --stream block by block; leave one of them out",
+        ),
+        (
+            ProfileRequest("m", metric="divergence", until_stable="30%"),
+            r"metric 'divergence' does not add up batch by batch; leave --until-stable out, or take kl_fisher",
+        ),
+        (PlanRequest(ProfileRequest("m", until_stable="-1%"), "1GB"), "budget '-1%' cannot be read"),
         (PlanRequest(REQUEST, "12 parsecs"), "12 parsecs"),
         (
             PlanRequest(REQUEST, "1GB", pins=(("layers.(", "int4-g64"),)),
@@ -124,6 +138,20 @@ def test_a_near_miss_is_pointed_out() -> None:
 def test_misuse_is_refused_at_the_door(request_: ProfileRequest | PlanRequest, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         request_.check()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_only_metrics_that_stream_can_be_streamed(metric: str) -> None:
+    """The others are told which can; one sentence, before anything is loaded."""
+    request = ProfileRequest("m", metric=metric, stream=True)
+    if METRICS[metric].streams:
+        request.check()
+        return
+    with pytest.raises(UsageError) as caught:
+        PlanRequest(request, "1GB").check()
+    sentence, _, able = str(caught.value).partition("one of: ")
+    assert sentence == f"metric {metric!r} needs the whole model in memory; leave --stream out, or take "
+    assert able.split(", ") == [name for name, known in METRICS.items() if known.streams]
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\t\n"])

@@ -38,6 +38,14 @@ def test_a_body_becomes_the_request_it_describes() -> None:
     assert body.profile().profile_request() == profile
 
 
+def test_streaming_and_stopping_reach_the_request() -> None:
+    body = PlanBody(model="m", budget="30%", until_stable="40%", stream=True)
+    profile = ProfileRequest("m", until_stable="40%", stream=True)
+    assert body.plan_request() == PlanRequest(profile, "30%")
+    assert body.profile().profile_request() == profile
+    assert PlanBody.model_validate_json(body.model_dump_json()) == body
+
+
 def test_defaults_are_the_allocators() -> None:
     body = PlanBody(model="m", budget="1MiB")
     assert body.plan_request() == PlanRequest(ProfileRequest("m"), "1MiB")

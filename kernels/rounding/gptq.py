@@ -44,7 +44,7 @@ class Factor:
 def inverse_factor(second_moment: Tensor) -> Factor:
     """The Factor of H (in, in). Inputs that never occur are given the mean diagonal, which makes them plain rounding;
     damping grows tenfold until the factor exists."""
-    diagonal = second_moment.diagonal().to(torch.float64)
+    diagonal = second_moment.diagonal().to(torch.float64, copy=True)
     mean = float(diagonal.mean())
     if not mean > 0:
         inputs = len(second_moment)
