@@ -28,9 +28,23 @@ def load_calibration(loaded: Loaded, source: str | None, *, tokens: int, seed: i
         tokenizer = _tokenizer(loaded)
         longest = min(_longest(loaded), getattr(tokenizer, "model_max_length", LONGEST))
         make = text_windows if inventory.outputs == "tokens" and inventory.family != "encoder" else text_sentences
-        return make(read_text(path), tokenizer, tokens=tokens, longest=longest, seed=seed)
+        calibration = make(read_text(path), tokenizer, tokens=tokens, longest=longest, seed=seed)
+        _check_range(loaded, calibration)
+        return calibration
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _check_range(loaded: Loaded, calibration: Calibration) -> None:
+    """Raises ValueError for a token that the model's embedding has no row for."""
+    table = loaded.network.module.get_input_embeddings()  # type: ignore[operator]
+    parts = (calibration.render, calibration.estimate, calibration.verify)
+    largest = max(int(batch["input_ids"].max()) for part in parts for batch in part.batches)
+    if largest >= len(table.weight):
+        raise ValueError(
+            f"the tokenizer of model {loaded.network.inventory.model_id!r} gives token {largest}, but its embedding has "
+            f"{len(table.weight)} rows; the tokenizer belongs to another model, put the right one into the folder"
+        )
 
 
 def _images(loaded: Loaded, path: Path | None, tokens: int, seed: int) -> Calibration:

@@ -137,6 +137,23 @@ def streaming(document: dict[str, Any], name: str) -> list[str]:
     ]
 
 
+def scatter(document: dict[str, Any], name: str) -> list[str]:
+    rows = [
+        f"| {kind} | {one['draws']} | {one['relative_scatter']:.0%} | {one['rank_correlation']:.3f} |"
+        for kind, one in document["found"].items()
+    ]
+    return [
+        f"### {name}: what kl_fisher's estimate owes to chance, {document['examples']} examples",
+        "",
+        "| what is drawn | draws | scatter over seeds | rank correlation with measured units |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+        provenance(document),
+        "",
+    ]
+
+
 def tournament(document: dict[str, Any], name: str) -> list[str]:
     (RESULTS / f"tournament-{name}.svg").write_text(standings.picture(document, name))
     return [*standings.section(document, name), provenance(document), ""]
@@ -146,6 +163,7 @@ SECTIONS = (
     ("tournament", "The tournament of estimators", tournament),
     ("quality", "Quality at equal stored bytes", quality),
     ("judge", "Metrics against measured single units", judge),
+    ("scatter", "Labels or directions", scatter),
     ("cost", "Cost", cost),
     ("streaming", "Streaming", streaming),
 )

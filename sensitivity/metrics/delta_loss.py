@@ -7,7 +7,8 @@ runs with all units in that format throughout (those that do not admit it stay a
 this takes their mean, so that it reads in nats; the terms of quantized activations, and the rules by hand for heads, embeddings
 and experts that no token reached, are not part of the measurement. Absolute values are taken before the sum: it is a bound on
 a first-order change, extensive in the size of a unit, that cannot see errors cancel. The uses of a tied weight share one
-gradient; an expert's two matrices are added. Models without labels take drawn ones, see `task_objective`.
+gradient; an expert's two matrices are added. Models without labels take a random direction of
+the output, see `task_objective`.
 
 Three copies of the weights, and one gradient of each, are in memory at a time.
 """
@@ -58,7 +59,7 @@ def estimate(
                 tables[index, changed, f] = steps(f"{formats[f]}, batch {index}", compute)
                 done += 1
     progress("estimate", total, total)
-    notes = () if part_has_labels(network, part) else ("there are no labels: they were drawn from the quantized model's output",)
+    notes = () if part_has_labels(network, part) else ("there are no labels: a random direction of the output took their place",)
     return ratio_estimate(list(tables), [1] * len(part.batches), "sum of |gradient × change of the weight|, nats", notes)
 
 

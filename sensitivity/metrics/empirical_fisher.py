@@ -1,4 +1,4 @@
-"""empirical_fisher: kl_fisher with the labels of the data in place of labels drawn from the model.
+"""empirical_fisher: kl_fisher with the labels of the data in place of random directions.
 
     1/(2N) sum (g^T dW x)^2,  g the gradient of the log-likelihood of the labels that the data has
 

@@ -1,8 +1,8 @@
 """fisher_diagonal: the second-order estimate of the divergence, as if weights did not interact.
 
-    loss[u, f] = 1/2 sum_ij F_ij dW_ij^2,   F_ij = 1/N sum (gradient of log p(y) by W_ij)^2
+    loss[u, f] = 1/2 sum_ij F_ij dW_ij^2,   F_ij = 1/N sum (gradient of c . output by W_ij)^2
 
-F is the diagonal of the true Fisher information: labels y are drawn from the model's own output (`sampled_objective`), N
+F is the diagonal of the true Fisher information: c is a random direction of the model's own output (`sampled_objective`), N
 counts predictions. Gradients are squared by token for models that predict tokens and by example for the others; see
 `squared_gradients.py`. Compared with kl_fisher it drops all products dW_ij dW_kl of different weights; rounding errors of
 different weights are nearly uncorrelated under rounding to nearest, but not under GPTQ, which makes them cancel on purpose.

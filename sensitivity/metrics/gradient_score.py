@@ -12,7 +12,7 @@ The scale is arbitrary. As the loss is a mean over the n labels of a batch, g is
 B batches goes like B/n; half of n^2 times the score, over the predictions of the part, would be nats if outputs did not interact.
 Formats are in the order of their bits, those of equal bits in the order of their bytes. That program also scores layers
 together which its engines fuse (q, k and v; all experts at the output of their layer): such rules are ties of a target, not
-part of the measurement. Models without labels take drawn ones, see `task_objective`.
+part of the measurement. Models without labels take a random direction of the output, see `task_objective`.
 """
 
 from __future__ import annotations

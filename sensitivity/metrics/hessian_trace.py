@@ -13,8 +13,8 @@ One probe over all weights serves every unit; the second term is what that costs
 once more (PyTorch's fused CPU attention cannot be, so attention is unfused meanwhile). Probes are dealt to the batches, 16 or
 more in all and at least 2 a batch; standard errors over batches therefore hold the scatter of probes as well as that of data.
 
-The loss is the task loss of the data's labels. Where there are none, `task_objective`'s drawn labels would not do: the
-curvature of a log-likelihood of drawn labels is not that of a loss which the model minimises. The divergence from the model's
+The loss is the task loss of the data's labels. Where there are none, `task_objective`'s random direction would not do:
+its curvature is not that of a loss which the model minimises. The divergence from the model's
 own frozen output takes its place; its gradient is zero and its Hessian the Fisher information exactly. The Hessian of the task
 loss is close to that only as far as the labels are what the model itself would say.
 """

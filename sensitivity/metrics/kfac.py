@@ -2,8 +2,8 @@
 
     loss[u, f] = 1/(2N) * 1/R * tr(G dW A dW^T),   A = sum_r x_r x_r^T,  G = sum_r g_r g_r^T
 
-over the R rows of the unit, N counting predictions, g_r the gradient of the log-likelihood of drawn labels (`sampled_objective`)
-at the unit's output. Where x and g are independent (every x met with every g) it equals 1/(2N) sum_r (g_r^T dW x_r)^2, the form
+over the R rows of the unit, N counting predictions, g_r the gradient at the unit's output of a random projection of the model's
+(`sampled_objective`). Where x and g are independent (every x met with every g) it equals 1/(2N) sum_r (g_r^T dW x_r)^2, the form
 by tokens of `kl_fisher.py`. What it buys is a mean over R^2 pairs of an input and a gradient in place of R. It never sees the
 covariance between positions; where an example has one output, that can put it off by a factor of several, either way. Uses of a
 tied weight, matrices of an expert and groups of a convolution are added, their products dropped. The A of an embedding lookup is

@@ -2,8 +2,8 @@
 
     1/(2N) sum over examples of (sum over the example's rows t of g_t^T dW x_t)^2
 
-Notation as in `kl_fisher.py`; N counts predictions, so the unit stays nats per token. The labels of a sequence are drawn
-given the data's own tokens before them, so the scores of different positions are uncorrelated in expectation while the unit's
+Notation as in `kl_fisher.py`; N counts predictions, so the unit stays nats per token. The directions of a sequence's
+positions are drawn independently, so the scores of different positions are uncorrelated in expectation while the unit's
 rows are not: a changed key or value at one position moves the predictions of all later ones, and those are the terms that the
 form by tokens drops. The price is noise: one square a sequence in place of one a token. For models with one output an example
 the two are the same.
