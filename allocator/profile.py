@@ -154,6 +154,7 @@ def _measure(
     steps, spill = StoredSteps(home / "partial" / f"{identity}.jsonl"), Spill(home / "partial" / f"{identity}.spill")
     try:
         with writing(home):
+            METRICS[request.metric].check(network, renderings, part)  # before the weights are rounded, which takes longest
             if hollow is None:
                 renderings.make([(unit, fmt) for unit in inventory.units for fmt in formats], progress)
                 if request.until_stable is None or part is None:
@@ -212,7 +213,6 @@ def _streamed(
     metric, inventory = METRICS[request.metric], hollow.loaded.network.inventory
     assert prepared.calibration is not None  # every metric that streams needs data
     part = prepared.calibration.estimate
-    metric.check(hollow.loaded.network, prepared.renderings, part)
     stream = Stream(hollow.chain, hollow.read, metric.module.FLOW, prepared.renderings, part, formats, request.seed, spill, steps)
     estimate = stream_estimate(stream, progress)
     if inventory.family == "mixture-of-experts":

@@ -348,3 +348,11 @@ def test_a_tokenizer_that_is_missing(shelf: Shelf, home: Path, tmp_path: Path, r
 
 def test_the_default_palette_covers_two_to_eight_bits() -> None:
     assert [int(name[3]) for name in DEFAULT_FORMATS] == [2, 3, 4, 5, 6, 8]
+
+
+def test_a_metric_that_is_not_for_the_model_is_refused_before_anything_is_rounded(
+    request_: ProfileRequest, tmp_path: Path, done: Counter[str]
+) -> None:
+    with pytest.raises(UsageError, match=r"expert_frequency is for mixture-of-experts models and this is a causal-lm one"):
+        profile_model(replace(request_, metric="expert_frequency"), home=tmp_path / "new")
+    assert done["roundings"] == 0
