@@ -155,6 +155,8 @@ def scatter(document: dict[str, Any], name: str) -> list[str]:
 
 
 def tournament(document: dict[str, Any], name: str) -> list[str]:
+    if not standings.losses(document, "none"):
+        return [f"### {name}", "", "Begun; no plan has been measured yet.", ""]
     (RESULTS / f"tournament-{name}.svg").write_text(standings.picture(document, name))
     return [*standings.section(document, name), provenance(document), ""]
 

@@ -94,7 +94,7 @@ def test_labels_of_images(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "residual"])
-def test_without_labels_they_are_drawn_and_it_says_so(kind: str, tmp_path: Path) -> None:
+def test_without_labels_a_random_direction_takes_their_place_and_it_says_so(kind: str, tmp_path: Path) -> None:
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 2)
     made = renderings(tmp_path, network, PALETTE)
 
@@ -106,7 +106,7 @@ def test_without_labels_they_are_drawn_and_it_says_so(kind: str, tmp_path: Path)
     found = delta_loss.estimate(network, made, part, PALETTE, 11, compute_always, silent)
     for f, fmt in enumerate(PALETTE):
         assert found.loss[:, f] == pytest.approx(slow_score(network, made, part, fmt, loss), rel=2e-3)
-    assert "drawn" in found.notes[0]
+    assert "random direction" in found.notes[0]
 
 
 def test_all_other_units_are_quantized_too(tmp_path: Path) -> None:
