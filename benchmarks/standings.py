@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 DEFAULT = "kl_fisher"
-ROW, LEFT, RIGHT, TOP, BOTTOM, PANEL = 17, 170, 20, 46, 34, 300
+ROW, LEFT, RIGHT, TOP, BOTTOM, PANEL = 17, 150, 20, 46, 40, 340
 LEGEND = (
     "The measured loss of the default's plan, and of the others as multiples of it; **bold** where the paired difference is over "
     "two standard errors in the other's favour, *slanted* where it is within two."
@@ -133,11 +133,12 @@ def _panel(found: dict[str, dict[str, dict[str, Any]]], tie: str, left: float, f
     def across(ratio: float) -> float:
         return left + LEFT + PANEL * (math.log2(ratio) - low) / (high - low)
 
-    yield f'<text x="{left + LEFT}" y="16">ties: {tie}; one dot a size, palest the smallest</text>'
+    yield f'<text x="{left + 30}" y="16">ties: {tie}. Loss over that of {DEFAULT}; grey: within two standard errors</text>'
     for power in range(math.ceil(low), math.floor(high) + 1):
         x = across(2.0**power)
         yield f'<line class="{"one" if power == 0 else "grid"}" x1="{x:.1f}" y1="{TOP - 18}" x2="{x:.1f}" y2="{floor}"/>'
         yield f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{2.0**power:g}</text>'
+    yield f'<text x="{left + LEFT}" y="{floor + 32}">one dot a size, the palest the smallest</text>'
     for row, contestant in enumerate(ordered(found)):
         y = TOP + row * ROW
         yield f'<text x="{left + LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(contestant)}</text>'
