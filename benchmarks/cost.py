@@ -1,4 +1,5 @@
-"""What does a profile cost, and planning again? Wall time by stage and peak memory, in a fresh process.
+"""What does a profile cost, and planning again? Wall time by stage and peak memory, in a fresh process; and beside it a plain
+forward and backward pass over the tokens of the estimate, gradients of weights included.
 
 python benchmarks/cost.py [MODEL] [--calibration SOURCE] [--tokens N] [--name NAME]
 """
@@ -13,11 +14,31 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from bitplan.allocator import PlanRequest, ProfileRequest, home_folder, inspect_model, plan_from_profile, profile_model
+from bitplan.allocator.profile import load_model, prepare
 from bitplan.allocator.solve import versions
+from bitplan.allocator.source import resolve
+from bitplan.sensitivity.network import run, sampled_objective
 from machine import describe
 
 BUDGETS = ("20%", "22%", "25%", "30%", "40%", "50%")
+
+
+def plain_pass(request: ProfileRequest, home: Path) -> float:
+    """Seconds of one forward and backward pass."""
+    prepared = prepare(request, load_model(resolve(request.model), home), home)
+    network = prepared.loaded.network
+    assert prepared.calibration is not None
+    for unit in network.inventory.units:
+        for matrix in unit.matrices:
+            network.module.get_parameter(f"{matrix.module}.weight").requires_grad_()
+    started = time.perf_counter()
+    for batch in prepared.calibration.estimate.batches:
+        objective = sampled_objective(network, run(network, batch), batch, None, torch.Generator().manual_seed(0))
+        objective.backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -45,6 +66,8 @@ def main() -> None:
         started = time.perf_counter()
         report = profile_model(request, home=home, progress=progress)
         total = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        plain = plain_pass(request, home)
         inventory = inspect_model(options.model, home=home)
         again = []
         for budget in BUDGETS:
@@ -62,7 +85,8 @@ def main() -> None:
         "formats": report.formats,
         "profile_seconds": total,
         "stage_seconds": stages,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "plain_pass_seconds": plain,
+        "peak_memory_bytes": peak,
         "planning_again_milliseconds": dict(zip(BUDGETS, again, strict=True)),
     }
     print(json.dumps(document, indent=1))

@@ -85,7 +85,9 @@ def cost(document: dict[str, Any], name: str) -> list[str]:
         f"### {name}: {document['units']} units, {len(document['formats'])} formats",
         "",
         f"Profile {document['profile_seconds']:.0f} s ({stages}), peak memory {document['peak_memory_bytes'] / 1e9:.2f} GB; "
-        f"planning again at {len(document['planning_again_milliseconds'])} budgets at most {again:.0f} ms each.",
+        f"planning again at {len(document['planning_again_milliseconds'])} budgets at most {again:.0f} ms each. "
+        f"A plain forward and backward pass over as many tokens takes {document['plain_pass_seconds']:.0f} s: the estimate takes "
+        f"{document['stage_seconds']['estimate'] / document['plain_pass_seconds']:.1f} times that.",
         "",
         provenance(document),
         "",
