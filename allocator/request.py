@@ -60,6 +60,8 @@ class ProfileRequest:
             )
         if self.until_stable is not None:
             Budget.parse(self.until_stable)
+            if self.sibling is not None:
+                raise UsageError("--sibling measures nothing, so --until-stable has nothing to stop; leave one of them out")
             if self.stream:
                 raise UsageError("--until-stable goes batch by batch and --stream block by block; leave one of them out")
             if not METRICS[self.metric].streams:

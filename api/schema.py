@@ -37,7 +37,6 @@ class ProfileBody(_Body):
         description="a budget: calibration stops when the plan for it has stopped changing, at `tokens` at the latest",
     )
     stream: bool = Field(default=False, description="keep one block of the model in memory at a time; no number depends on it")
-
     sibling: str | None = Field(
         default=None, description="id of the stored profile of a smaller model of the family, to plan by without measuring"
     )

@@ -10,8 +10,8 @@ llama.cpp's position rule, and random plans. Where a table is in units of the di
 the measured number. All plans are made of the same renderings (GPTQ, groups of 64, 2 to 8 bits); embeddings, heads and the
 first convolution keep their own dtype and are not counted.
 
-Networks are measured with matrix products in bf16 where the processor has them, untouched and quantized alike; on SmolLM2 that
-moves a divergence by less than 2e-4 nats a token. Everything measured is kept at once in results/tournament-MODEL.json, and a
+Networks are measured with matrix products in bf16 where the processor has them, untouched and quantized alike.
+Everything measured is kept at once in results/tournament-MODEL.json, and a
 tournament that was stopped goes on where it was; `--minutes` stops it in good order. Each profile runs in a process of its own.
 DIR holds the models and texts named in ENTRANTS.
 """

@@ -68,3 +68,8 @@ def test_a_format_beyond_what_the_sibling_knows_is_refused(shelf: Shelf, home: P
     known = profile_model(few, home=home).id
     with pytest.raises(UsageError, match="int2-g32-asym"):
         profile_model(ProfileRequest(str(shelf.model("untied")), formats=FORMATS, sibling=known), home=home)
+
+
+def test_borrowing_leaves_nothing_to_stop() -> None:
+    with pytest.raises(UsageError, match="--sibling measures nothing, so --until-stable has nothing to stop"):
+        ProfileRequest("tiny", until_stable="40%", sibling="abc").check()
