@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sensitivity import METRICS
-from ..sensitivity.progress import Progress, compute_always, silent
+from ..sensitivity.progress import Progress, silent
 from ..sensitivity.report import Floats, SensitivityReport
 from ..sensitivity.units import Inventory
 from .borrowed import borrow_profile
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..sensitivity.network import Network
     from ..sensitivity.render import Renderings
     from ..sensitivity.spill import Spill
+    from ..sensitivity.study import Study
     from .hollow import Hollow
     from .models import Loaded
 
@@ -141,6 +142,7 @@ def _measure(
     request: ProfileRequest, prepared: Prepared, hollow: Hollow | None, home: Path, progress: Progress
 ) -> SensitivityReport:
     from ..sensitivity.spill import Spill
+    from ..sensitivity.study import Study
     from ..sensitivity.unreached import fill_unreached
     from .solve import versions
     from .stable import estimate_until_stable, tokens_in
@@ -152,20 +154,21 @@ def _measure(
     settings: dict[str, Any] = {"tokens": request.tokens, "calibration": request.calibration, "rounding": request.rounding}
     part = None if calibration is None or not METRICS[request.metric].needs_data else calibration.estimate
     steps, spill = StoredSteps(home / "partial" / f"{identity}.jsonl"), Spill(home / "partial" / f"{identity}.spill")
+    study = Study(network, renderings, part, formats, request.seed, steps, progress)
     try:
         with writing(home):
-            METRICS[request.metric].check(network, renderings, part)  # before the weights are rounded, which takes longest
+            METRICS[request.metric].check(study)  # before the weights are rounded, which takes longest
             if hollow is None:
                 renderings.make([(unit, fmt) for unit in inventory.units for fmt in formats], progress)
                 if request.until_stable is None or part is None:
-                    estimate = METRICS[request.metric].estimate(network, renderings, part, formats, request.seed, steps, progress)
+                    estimate = METRICS[request.metric].estimate(study)
                 else:
-                    estimate, part = estimate_until_stable(request, network, renderings, part, formats, steps, progress)
+                    estimate, part = estimate_until_stable(request, study)
                     settings |= {"until_stable": request.until_stable, "tokens_used": tokens_in(part)}
                 if part is not None and inventory.family == "mixture-of-experts":
                     estimate = fill_unreached(estimate, inventory, _tokens_by_unit(network, part))
             else:
-                estimate = _streamed(request, prepared, hollow, formats, steps, spill, progress)
+                estimate = _streamed(request, study, hollow, spill)
     except ValueError as error:
         raise UsageError(str(error)) from error
     report = SensitivityReport(
@@ -195,26 +198,16 @@ def _measure(
 def _tokens_by_unit(network: Network, part: Part) -> Floats:
     from ..sensitivity.routing import collect_routing
 
-    return collect_routing(network, part, compute_always, silent).unit_counts(network.inventory.units)
+    return collect_routing(network, part).unit_counts(network.inventory.units)
 
 
-def _streamed(
-    request: ProfileRequest,
-    prepared: Prepared,
-    hollow: Hollow,
-    formats: tuple[str, ...],
-    steps: StoredSteps,
-    spill: Spill,
-    progress: Progress,
-) -> Estimate:
+def _streamed(request: ProfileRequest, study: Study, hollow: Hollow, spill: Spill) -> Estimate:
     from ..sensitivity.streaming import Stream, stream_estimate, tokens_by_unit
     from ..sensitivity.unreached import fill_unreached
 
-    metric, inventory = METRICS[request.metric], hollow.loaded.network.inventory
-    assert prepared.calibration is not None  # every metric that streams needs data
-    part = prepared.calibration.estimate
-    stream = Stream(hollow.chain, hollow.read, metric.module.FLOW, prepared.renderings, part, formats, request.seed, spill, steps)
-    estimate = stream_estimate(stream, progress)
+    flow, inventory = METRICS[request.metric].module.FLOW, study.network.inventory
+    stream = Stream(hollow.chain, hollow.read, flow, study.renderings, study.data, study.formats, study.seed, spill, study.steps)
+    estimate = stream_estimate(stream, study.progress)
     if inventory.family == "mixture-of-experts":
         estimate = fill_unreached(estimate, inventory, tokens_by_unit(stream))
     return estimate

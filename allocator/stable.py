@@ -7,7 +7,7 @@ the new plan, twice running. Batches are estimated once: a longer calibration ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +16,10 @@ import numpy.typing as npt
 from ..sensitivity import METRICS
 from ..sensitivity.calibration import Part
 from ..sensitivity.estimate import Estimate
-from ..sensitivity.network import Batch, Network
-from ..sensitivity.progress import Progress, Steps, silent
-from ..sensitivity.render import Renderings
+from ..sensitivity.network import Batch
+from ..sensitivity.progress import silent
 from ..sensitivity.report import Floats, SensitivityReport
+from ..sensitivity.study import Study
 from ..solvers import SOLVERS
 from .build import build_problem
 from .request import PlanRequest, ProfileRequest
@@ -30,24 +30,17 @@ TOLERANCE = 0.01
 TIMES = 2
 
 
-def estimate_until_stable(
-    request: ProfileRequest,
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    steps: Steps,
-    progress: Progress,
-) -> tuple[Estimate, Part]:
-    """The estimate on as many batches of `part` as it takes, and the part that these are."""
+def estimate_until_stable(request: ProfileRequest, study: Study) -> tuple[Estimate, Part]:
+    """The estimate on as many batches of the data as it takes, and the part that these are."""
     metric = METRICS[request.metric]
     assert request.until_stable is not None
+    network, part, progress = study.network, study.data, study.progress
     plan = PlanRequest(request, request.until_stable)
     kept: dict[str, Floats] = {}
 
     def once(name: str, compute: Callable[[], Floats]) -> Floats:
         if name not in kept:
-            kept[name] = steps(name, compute)
+            kept[name] = study.steps(name, compute)
         return kept[name]
 
     previous: npt.NDArray[np.int64] | None = None
@@ -55,8 +48,8 @@ def estimate_until_stable(
     while True:
         progress("estimate until stable", count, total)
         some = replace(part, batches=part.batches[:count], labels=None if part.labels is None else part.labels[:count])
-        estimate: Estimate = metric.estimate(network, renderings, some, formats, request.seed, once, silent)
-        problem = build_problem(network.inventory, _table(network, formats, estimate), plan).problem
+        estimate = metric.estimate(replace(study, part=some, steps=once, progress=silent))
+        problem = build_problem(network.inventory, _table(study, estimate), plan).problem
         choice = SOLVERS["best"](problem).choice
         assert choice is not None
         items = np.arange(problem.items)
@@ -78,15 +71,15 @@ def estimate_until_stable(
     return replace(estimate, notes=(*estimate.notes, said)), some
 
 
-def _table(network: Network, formats: Sequence[str], estimate: Estimate) -> SensitivityReport:
-    units = tuple(unit.name for unit in network.inventory.units)
+def _table(study: Study, estimate: Estimate) -> SensitivityReport:
+    units = tuple(unit.name for unit in study.units)
     return SensitivityReport(
         "",
         "",
         estimate.quantity,
         {},
         units,
-        tuple(formats),
+        tuple(study.formats),
         estimate.loss,
         estimate.stderr,
         estimate.batches,

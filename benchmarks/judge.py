@@ -25,7 +25,7 @@ from bitplan.allocator.solve import versions
 from bitplan.allocator.source import resolve
 from bitplan.sensitivity import METRICS
 from bitplan.sensitivity.calibration import Part
-from bitplan.sensitivity.progress import compute_always, silent
+from bitplan.sensitivity.study import Study
 from machine import describe
 from quality import PALETTES
 
@@ -55,7 +55,7 @@ def main() -> None:
     part = calibration.estimate
     size = max(1, round(options.judge_tokens / options.tokens * len(part.batches)))
     judged = Part(part.batches[:size], part.digests)
-    estimate = METRICS["divergence"].estimate(few, prepared.renderings, judged, JUDGED, 0, compute_always, silent)
+    estimate = METRICS["divergence"].estimate(Study(few, prepared.renderings, judged, JUDGED))
     rows = [reports["kl_fisher"].units.index(unit.name) for unit in units]
     columns = [reports["kl_fisher"].formats.index(fmt) for fmt in JUDGED]
     for metric, report in reports.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from bitplan.sensitivity import METRICS, flow
 from bitplan.sensitivity.flow import Flow, Objective, estimate_flow
 from bitplan.sensitivity.metrics import kl_fisher
 from bitplan.sensitivity.network import Batch, Network, sampled_objective
-from bitplan.sensitivity.progress import compute_always, silent
+from bitplan.sensitivity.study import Study
 from contest import Contest
 from machine import describe
 from tournament import ENTRANTS, JUDGED, RESULTS, Tournament
@@ -53,12 +54,12 @@ def main() -> None:
     part, free = prepared.calibration.estimate, Contest(network, renderings).free
     rows = [network.inventory.units.index(unit) for unit in free]
     renderings.make([(unit, fmt) for unit in network.inventory.units for fmt in JUDGED])
+    study = Study(network, renderings, part, JUDGED)
 
     def table(objective: Objective, seed: int) -> Any:
-        one = Flow(kl_fisher.sums, objective)
-        return estimate_flow(one, network, renderings, part, JUDGED, 1000 * seed, compute_always, silent).loss[rows]
+        return estimate_flow(Flow(kl_fisher.sums, objective), replace(study, seed=1000 * seed)).loss[rows]
 
-    truth = METRICS["divergence"].estimate(network, renderings, part, JUDGED, 0, compute_always, silent).loss[rows]
+    truth = METRICS["divergence"].estimate(study).loss[rows]
     found: dict[str, dict[str, float]] = {}
     usual = flow.DRAWS[network.inventory.outputs]
     for name, objective, draws in (

@@ -25,6 +25,7 @@ import random
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -171,6 +172,8 @@ class Tournament:
                 status = 0
             except TimeoutError:
                 status = 3
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 os._exit(status)

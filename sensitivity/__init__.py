@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .estimate import Estimate
+    from .study import Study
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,24 @@ class Metric:
     streams: bool = False
     only: tuple[str, ...] = ()
 
-    def estimate(self, network: Any, renderings: Any, part: Any, *settings: Any) -> Any:
-        """The file's `estimate(network, renderings, part, formats, seed, steps, progress) -> Estimate`, after `check`."""
-        self.check(network, renderings, part)
-        return self.module.estimate(network, renderings, part, *settings)
+    def estimate(self, study: Study) -> Estimate:
+        """The file's `estimate(study)`, after `check`."""
+        self.check(study)
+        found: Estimate = self.module.estimate(study)
+        return found
 
-    def check(self, network: Any, renderings: Any, part: Any) -> None:
+    def check(self, study: Study) -> None:
         """Raises ValueError when data is needed and there is none, when it is what the weights were rounded on, or when the
-        metric is not for this kind of model."""
-        found = network.inventory.family
+        metric is not for this kind of model. The renderings need not be made yet."""
+        found = study.network.inventory.family
         if self.only and found not in self.only:
             raise ValueError(f"{self.name} is for {' and '.join(self.only)} models and this is a {found} one; use kl_fisher")
-        if self.needs_data and part is None:
+        if self.needs_data and study.part is None:
             raise ValueError(f"{self.name} needs calibration data; give some, or use weight_error")
-        if self.needs_data and renderings.part is not None:
+        if self.needs_data and study.renderings.part is not None:
             from .calibration import assert_disjoint
 
-            assert_disjoint(part, renderings.part)
+            assert_disjoint(study.data, study.renderings.part)
 
     @property
     def module(self) -> Any:

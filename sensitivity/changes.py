@@ -16,6 +16,7 @@ from .probe import Rows
 from .progress import Progress, silent
 from .render import Rendered, Renderings, rendered_slices, rendered_transposed, unit_weights
 from .report import Floats
+from .study import Study
 from .units import Unit
 
 
@@ -50,25 +51,25 @@ def squared_changes(network: Network, renderings: Renderings, units: Sequence[Un
     return table
 
 
-def relative_errors(network: Network, renderings: Renderings, formats: Sequence[str], progress: Progress = silent) -> Floats:
+def relative_errors(study: Study, progress: Progress = silent) -> Floats:
     """D of all units and formats, (units, formats), over all matrices of a unit together.
 
     Zero at a unit's own format and for a unit whose weights are all zero, NaN where a unit does not admit the format.
     """
-    units = network.inventory.units
-    table = empty_table(units, formats)
+    units, network = study.units, study.network
+    table = empty_table(units, study.formats)
     for u, unit in enumerate(units):
         progress("estimate", u, len(units))
         energy = sum(float(weight.double().square().sum()) for weight in unit_weights(network.module, unit))
-        table[u] = squared_changes(network, renderings, [unit], formats)[0] / (energy or 1.0)
+        table[u] = squared_changes(network, study.renderings, [unit], study.formats)[0] / (energy or 1.0)
     progress("estimate", len(units), len(units))
     return table
 
 
-def weight_damage(network: Network, renderings: Renderings, formats: Sequence[str]) -> Floats:
+def weight_damage(study: Study) -> Floats:
     """Number of weights x relative weight error, (units, formats)."""
-    sizes = np.array([unit.parameters for unit in network.inventory.units], dtype=np.float64)
-    return sizes[:, None] * relative_errors(network, renderings, formats)
+    sizes = np.array([unit.parameters for unit in study.units], dtype=np.float64)
+    return sizes[:, None] * relative_errors(study)
 
 
 def squared_output_error(made: Rendered, weight: Tensor, rows: Rows) -> float:

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .calibration import Part
 from .estimate import Estimate, empty_table, ratio_estimate
 from .network import Batch, Network, predictions, run, sampled_objective
 from .probe import Rows, Use, watch_gradients, watch_inputs
-from .progress import Progress, Steps
 from .render import Renderings
 from .report import Floats
+from .study import Study
 from .units import Outputs, Unit
 
 # An example with one output is one draw from its Fisher information, and rare: on 256 images for a residual network the draw
@@ -58,29 +57,21 @@ class Flow:
     quantity: str | None = None
 
 
-def estimate_flow(
-    flow: Flow,
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate_flow(flow: Flow, study: Study) -> Estimate:
     """The loss table of `flow` with standard errors over batches, the whole network in memory; one step a batch."""
+    network, part = study.network, study.data
     sums, counts = [], []
     for index, batch in enumerate(part.batches):
-        progress("estimate", index, len(part.batches))
+        study.progress("estimate", index, len(part.batches))
         labels = None if part.labels is None else part.labels[index]
         drawn = []
         for draw in range(draws_of(flow, network)):
-            drive = partial(drive_whole, network, flow.objective, batch, labels, seed_of(seed, index, draw))
-            passage = Passage(network, renderings, network.inventory.units, formats, batch, drive)
-            drawn.append(steps(f"batch {index}" + (f" draw {draw}" if draw else ""), partial(batch_sums, flow, passage)))
+            drive = partial(drive_whole, network, flow.objective, batch, labels, seed_of(study.seed, index, draw))
+            passage = Passage(network, study.renderings, study.units, study.formats, batch, drive)
+            drawn.append(study.steps(f"batch {index}" + (f" draw {draw}" if draw else ""), partial(batch_sums, flow, passage)))
         sums.append(np.mean(drawn, axis=0))
         counts.append(predictions(network, batch))
-    progress("estimate", len(part.batches), len(part.batches))
+    study.progress("estimate", len(part.batches), len(part.batches))
     return ratio_estimate(sums, counts, flow.quantity or network.quantity)
 
 

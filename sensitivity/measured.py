@@ -19,9 +19,9 @@ from torch import Tensor
 from .calibration import Part
 from .estimate import empty_table, measured_pairs
 from .network import Batch, Network, divergence, predictions, run
-from .progress import Progress, Steps
 from .render import Renderings, rendered_transposed, unit_weights
 from .report import Floats
+from .study import Study
 from .units import Unit
 
 
@@ -75,11 +75,9 @@ def stored(network: Network, renderings: Renderings, pairs: Sequence[tuple[Unit,
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What every trial of a part has in common; `references` are the untouched outputs, one a batch."""
+    """What every trial of a study has in common; `references` are the untouched outputs, one a batch."""
 
-    network: Network
-    renderings: Renderings
-    part: Part
+    study: Study
     references: tuple[Tensor, ...]
 
     @torch.no_grad()
@@ -88,13 +86,14 @@ class Bench:
 
         Raises ValueError, naming a unit, when a score is not finite.
         """
-        labels = self.part.labels or (None,) * len(self.references)
+        network, part = self.study.network, self.study.data
+        labels = part.labels or (None,) * len(self.references)
         changed = tuple(unit for unit, _ in pairs)
-        with stored(self.network, self.renderings, pairs):
+        with stored(network, self.study.renderings, pairs):
             found = np.array(
                 [
-                    score(Trial(self.network, changed, batch, known, reference, run(self.network, batch)))
-                    for batch, known, reference in zip(self.part.batches, labels, self.references, strict=True)
+                    score(Trial(network, changed, batch, known, reference, run(network, batch)))
+                    for batch, known, reference in zip(part.batches, labels, self.references, strict=True)
                 ]
             )
         if not np.isfinite(found).all():
@@ -104,17 +103,17 @@ class Bench:
 
 
 @torch.no_grad()
-def make_bench(network: Network, renderings: Renderings, part: Part) -> Bench:
-    return Bench(network, renderings, part, tuple(run(network, batch) for batch in part.batches))
+def make_bench(study: Study) -> Bench:
+    return Bench(study, tuple(run(study.network, batch) for batch in study.data.batches))
 
 
-def measure_alone(bench: Bench, score: Score, formats: Sequence[str], steps: Steps, progress: Progress) -> list[Floats]:
+def measure_alone(bench: Bench, score: Score) -> list[Floats]:
     """One table (units, formats) a batch: the score with each unit in each format alone, one step each."""
-    units = bench.network.inventory.units
-    tables = np.stack([empty_table(units, formats)] * len(bench.references))
+    study, units = bench.study, bench.study.units
+    tables = np.stack([empty_table(units, study.formats)] * len(bench.references))
     for u, unit in enumerate(units):
-        progress("estimate", u, len(units))
-        for f, fmt in measured_pairs(unit, formats):
-            tables[:, u, f] = steps(f"{unit.name} {fmt}", partial(bench.sums, score, [(unit, fmt)]))
-    progress("estimate", len(units), len(units))
+        study.progress("estimate", u, len(units))
+        for f, fmt in measured_pairs(unit, study.formats):
+            tables[:, u, f] = study.steps(f"{unit.name} {fmt}", partial(bench.sums, score, [(unit, fmt)]))
+    study.progress("estimate", len(units), len(units))
     return list(tables)

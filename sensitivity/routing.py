@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from .calibration import Part
 from .experts import Experts
 from .network import Batch, Network, predictions, run
-from .progress import Progress, Steps
+from .progress import Progress, Steps, compute_always, silent
 from .report import Floats
 from .units import Unit
 
@@ -66,7 +66,7 @@ def columns_of(module: nn.Module) -> tuple[Column, ...]:
     return tuple((path, index) for path, child in held for index in range(len(child.experts)))
 
 
-def collect_routing(network: Network, part: Part, steps: Steps, progress: Progress) -> Routing:
+def collect_routing(network: Network, part: Part, steps: Steps = compute_always, progress: Progress = silent) -> Routing:
     """The routing of `part`, one forward pass and one step a batch."""
     found = []
     for index, batch in enumerate(part.batches):

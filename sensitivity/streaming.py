@@ -17,7 +17,7 @@ files are there is not done again: what was killed goes on where it was. Only a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -61,7 +61,7 @@ class Stream:
     flow: Flow
     renderings: Renderings
     part: Part
-    formats: tuple[str, ...]
+    formats: Sequence[str]
     seed: int
     spill: Spill
     steps: Steps

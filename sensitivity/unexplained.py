@@ -18,7 +18,7 @@ Two forward passes over the part. Memory: an (in, in) matrix for each tensor tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,16 +26,14 @@ import torch
 from torch import Tensor
 
 from ..kernels.rounding import inverse_factor
-from .calibration import Part
 from .changes import squared_output_error
 from .estimate import Estimate, empty_table, measured_pairs, ratio_estimate
 from .moments import collect_moments
-from .network import Batch, Network, predictions, run
+from .network import Batch, predictions, run
 from .probe import Rows, Use, uses, watch_inputs
-from .progress import Progress, Steps
-from .render import Rendered, Renderings, unit_weights
+from .render import Rendered, unit_weights
 from .report import Floats
-from .units import Unit
+from .study import Study
 
 DAMPING = 0.01  # of the mean diagonal, where every column may answer; SparseGPT's share
 Cost = Callable[[Rendered, Tensor, int], Tensor]  # a rendering, the weight (out, in), its parts -> c_j, float64 (parts, in)
@@ -76,63 +74,47 @@ def _unexplained(moment: Tensor, mixing: Tensor, value: Tensor) -> Unexplained:
 
 
 @torch.no_grad()
-def estimate_unexplained(
-    explain: Callable[[Tensor], Unexplained],
-    cost: Cost,
-    quantity: str,
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate_unexplained(explain: Callable[[Tensor], Unexplained], cost: Cost, quantity: str, study: Study) -> Estimate:
     """1/N sum_j c_j(format) / d_j^2 for every unit and format; uses of a tied weight and an expert's matrices are added."""
-    units, batches = network.inventory.units, part.batches
+    network, units, batches = study.network, study.units, study.data.batches
     total = 2 * len(batches) + len(units)
 
     def tell(stage: str, done: int, of: int) -> None:
         if done < of:
-            progress("estimate", done, total)
+            study.progress("estimate", done, total)
 
-    moments = collect_moments(network, units, part, tell)
+    moments = collect_moments(network, units, study.data, tell)
     left: dict[str, Unexplained] = {}
     costs: dict[tuple[str, int], Tensor] = {}  # (module of a use, format) -> c_j
     for u, unit in enumerate(units):
-        progress("estimate", len(batches) + u, total)
+        study.progress("estimate", len(batches) + u, total)
         for use in uses(network, [unit]):
             if use.module in moments.second:
                 left[use.module] = explain(moments.second.pop(use.module))
-            _add_costs(costs, cost, network, renderings, use, formats)
+            _add_costs(costs, cost, study, use)
     counts = [predictions(network, batch) for batch in batches]
     sums = []
     for index, batch in enumerate(batches):
-        progress("estimate", len(batches) + len(units) + index, total)
+        study.progress("estimate", len(batches) + len(units) + index, total)
         share = counts[index] / sum(counts)
-        compute = partial(_sums, network, renderings, units, formats, batch, moments.site, left, costs, share)
-        sums.append(steps(f"batch {index}", compute))
-    progress("estimate", total, total)
+        compute = partial(_sums, study, batch, moments.site, left, costs, share)
+        sums.append(study.steps(f"batch {index}", compute))
+    study.progress("estimate", total, total)
     return ratio_estimate(sums, counts, quantity)
 
 
-def _add_costs(
-    costs: dict[tuple[str, int], Tensor], cost: Cost, network: Network, renderings: Renderings, use: Use, formats: Sequence[str]
-) -> None:
-    module = network.module.get_submodule(use.module)
+def _add_costs(costs: dict[tuple[str, int], Tensor], cost: Cost, study: Study, use: Use) -> None:
+    module = study.network.module.get_submodule(use.module)
     if isinstance(module, torch.nn.Embedding):
         return
-    weight, parts = unit_weights(network.module, use.unit)[use.matrix], getattr(module, "groups", 1)
-    for f, fmt in measured_pairs(use.unit, formats):
-        costs[use.module, f] = cost(renderings(use.unit, fmt)[use.matrix], weight, parts)
+    weight, parts = unit_weights(study.network.module, use.unit)[use.matrix], getattr(module, "groups", 1)
+    for f, fmt in measured_pairs(use.unit, study.formats):
+        costs[use.module, f] = cost(study.renderings(use.unit, fmt)[use.matrix], weight, parts)
 
 
 @torch.no_grad()
 def _sums(
-    network: Network,
-    renderings: Renderings,
-    units: Sequence[Unit],
-    formats: Sequence[str],
+    study: Study,
     batch: Batch,
     site: dict[str, str],
     left: dict[str, Unexplained],
@@ -140,6 +122,7 @@ def _sums(
     share: float,
 ) -> Floats:
     """sum_j c_j / d_j^2 of one batch, (units, formats); it takes `share` of the floors."""
+    network, units, formats = study.network, study.units, study.formats
     table = empty_table(units, formats)
     position = {unit.name: u for u, unit in enumerate(units)}
     squares = {module: found.floor[None] * share for module, found in left.items()}
@@ -148,7 +131,7 @@ def _sums(
         if rows.one_hot:
             weight = unit_weights(network.module, use.unit)[use.matrix]
             for f, fmt in measured_pairs(use.unit, formats):
-                made = renderings(use.unit, fmt)[use.matrix]
+                made = study.renderings(use.unit, fmt)[use.matrix]
                 table[position[use.unit.name], f] += squared_output_error(made, weight, rows)
         elif use.module in left:
             squares[use.module] = squares[use.module] + (rows.x @ left[use.module].mixing).square().sum(1, dtype=torch.float64)

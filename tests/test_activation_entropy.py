@@ -16,8 +16,8 @@ from bitplan.sensitivity.metrics import activation_entropy
 from bitplan.sensitivity.metrics.activation_entropy import CLUSTERS, cluster_counts, entropy, kmeans, normalised
 from bitplan.sensitivity.network import Network
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int3-g32-asym", "int5-row")
 
@@ -90,13 +90,14 @@ def test_the_loss_is_entropy_times_weights_times_error(kind: str, tmp_path: Path
     units = network.inventory.units
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in units for fmt in FORMATS])
-    found = activation_entropy.estimate(network, made, part, FORMATS, 3, compute_always, silent)
+    study = Study(network, made, part, FORMATS, 3)
+    found = activation_entropy.estimate(study)
     held = blocks(units)
     counts = cluster_counts(network, part, tuple(held), 3)
     assert counts.shape == (3, 1 + len(held), CLUSTERS)
     entropies = entropy(counts.sum(axis=0))
     assert bool((entropies > 0).all())
-    damage = np.array([unit.parameters for unit in units])[:, None] * relative_errors(network, made, FORMATS)
+    damage = np.array([unit.parameters for unit in units])[:, None] * relative_errors(study)
     bits = found.loss / damage
     order = list(held)
     for u, unit in enumerate(units):
@@ -123,4 +124,4 @@ def test_a_network_without_blocks_is_refused(tmp_path: Path) -> None:
     made = Renderings(tmp_path, network, "nearest", None)
     part = models.fewer(models.calibration("vit").estimate, 1)
     with pytest.raises(ValueError, match="this one has none; use output_error"):
-        activation_entropy.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+        activation_entropy.estimate(Study(network, made, part, FORMATS))

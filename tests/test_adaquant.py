@@ -16,8 +16,8 @@ from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.metrics import adaquant, output_error
 from bitplan.sensitivity.network import Network
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed
+from bitplan.sensitivity.study import Study
 
 PALETTE = ("int2-g32", "int4-g64-asym", "int8-row-asym")
 
@@ -125,12 +125,12 @@ def test_a_model_loses_less_than_by_rounding_to_nearest(kind: str, tmp_path: Pat
     monkeypatch.setattr(adaquant, "ROWS", 1 << 20)
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 3)
     made = renderings(tmp_path, network)
-    best = adaquant.estimate(network, made, part, PALETTE, 0, compute_always, silent)
+    best = adaquant.estimate(Study(network, made, part, PALETTE))
     monkeypatch.setattr(adaquant, "ITERATIONS", 0)
-    start = adaquant.estimate(network, made, part, PALETTE, 0, compute_always, silent)
+    start = adaquant.estimate(Study(network, made, part, PALETTE))
     assert bool((best.loss <= start.loss).all())
     assert bool((best.loss[:, :2].sum(axis=0) < 0.97 * start.loss[:, :2].sum(axis=0)).all())
-    plain = output_error.estimate(network, made, part, PALETTE, 0, compute_always, silent)
+    plain = output_error.estimate(Study(network, made, part, PALETTE))
     assert start.loss.sum(axis=0) == pytest.approx(plain.loss.sum(axis=0), rel=0.1)  # a sample of its rows
     for u, unit in enumerate(network.inventory.units):
         if unit.kind == "embedding":
@@ -143,9 +143,8 @@ def test_all_rows_judge_where_that_many_are_asked_for(tmp_path: Path) -> None:
     module = make_plain(nn.Sequential(nn.Linear(32, 8)))
     network = Network(module, take_inventory(module, model_id="m", family="convolutional", outputs="classes"))
     part = Part(tuple({"pixel_values": torch.randn(1, 32)} for _ in range(4)), frozenset("abcd"))
-    made = renderings(tmp_path, network)
-    arguments = network, made, part, PALETTE, 0, compute_always, silent
-    found, plain = adaquant.estimate(*arguments), output_error.estimate(*arguments)
+    study = Study(network, renderings(tmp_path, network), part, PALETTE)
+    found, plain = adaquant.estimate(study), output_error.estimate(study)
     assert found.loss == pytest.approx(plain.loss, rel=1e-9)
     assert found.stderr == pytest.approx(plain.stderr, rel=1e-6)
 
@@ -154,7 +153,7 @@ def test_an_expert_that_no_token_reaches_loses_nothing(tmp_path: Path) -> None:
     network = models.network("mixtral")
     models.starve(network, 0)
     part = models.fewer(models.calibration("mixtral").estimate, 3)
-    loss = adaquant.estimate(network, renderings(tmp_path, network), part, PALETTE, 0, compute_always, silent).loss
+    loss = adaquant.estimate(Study(network, renderings(tmp_path, network), part, PALETTE)).loss
     unreached = [unit.name for u, unit in enumerate(network.inventory.units) if not np.any(loss[u])]
     assert unreached == [f"model.layers.{layer}.mlp.experts.0" for layer in range(2)]
 
@@ -166,7 +165,6 @@ def test_grouped_convolutions(tmp_path: Path) -> None:
     network = Network(module, take_inventory(module, model_id="m", family="convolutional", outputs="classes"))
     images = nn.functional.interpolate(torch.randn(6, 8, 4, 4), (12, 12), mode="bilinear")  # neighbours go together
     part = Part(tuple({"pixel_values": pair} for pair in images.view(3, 2, 8, 12, 12)), frozenset("abc"))
-    made = renderings(tmp_path, network)
-    arguments = network, made, part, PALETTE[:1], 0, compute_always, silent
-    found, plain = adaquant.estimate(*arguments).loss[0, 0], output_error.estimate(*arguments).loss[0, 0]
+    study = Study(network, renderings(tmp_path, network), part, PALETTE[:1])
+    found, plain = adaquant.estimate(study).loss[0, 0], output_error.estimate(study).loss[0, 0]
     assert 0 < found < 0.97 * plain

@@ -14,8 +14,8 @@ from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.metrics import block_importance
 from bitplan.sensitivity.network import Network
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int3-row",)
 
@@ -64,8 +64,8 @@ def test_known_turns(tmp_path: Path) -> None:
         [pytest.approx(18, rel=1e-6), 18],
         [0, 0],
     ]
-    found = block_importance.estimate(network, made, part, FORMATS, 0, compute_always, silent)
-    relative = relative_errors(network, made, FORMATS)
+    study = Study(network, made, part, FORMATS)
+    found, relative = block_importance.estimate(study), relative_errors(study)
     sizes = np.array([[16], [16], [16], [24], [30]])
     assert [unit.parameters for unit in network.inventory.units] == sizes[:, 0].tolist()
     expected = np.array([[0], [2], [1], [1], [1]]) * sizes * relative
@@ -79,8 +79,8 @@ def test_known_turns(tmp_path: Path) -> None:
 def test_it_is_one_minus_the_mean_cosine_of_the_hidden_states(kind: str, tmp_path: Path) -> None:
     """The hidden states that transformers gives out; padding left out; standard errors by leaving out batches."""
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 3)
-    made = renderings(tmp_path, network)
-    found = block_importance.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    study = Study(network, renderings(tmp_path, network), part, FORMATS)
+    found = block_importance.estimate(study)
     sums = np.zeros((3, 2, 2))  # batch, layer, (turn, rows)
     received: list[Tensor] = []
     layers = network.module.encoder.layer if kind == "bert" else network.module.model.layers  # type: ignore[union-attr]
@@ -97,7 +97,7 @@ def test_it_is_one_minus_the_mean_cosine_of_the_hidden_states(kind: str, tmp_pat
         for layer in range(2):
             cosine = torch.cosine_similarity(hidden[layer][mask].double(), hidden[layer + 1][mask].double(), dim=-1)
             sums[b, layer] = float((1 - cosine).sum()), len(cosine)
-    relative = relative_errors(network, made, FORMATS)[:, 0]
+    relative = relative_errors(study)[:, 0]
 
     def table(total: np.ndarray) -> np.ndarray:
         units = network.inventory.units

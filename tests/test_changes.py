@@ -14,7 +14,7 @@ from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.metrics import weight_error
 from bitplan.sensitivity.network import Network
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
+from bitplan.sensitivity.study import Study
 from loops import changes, renderings
 
 
@@ -48,7 +48,7 @@ def test_squared_changes_are_the_weight_error(kind: str, tmp_path: Path) -> None
     network, formats = models.network(kind), ("int4-g64", "int3-row", "bf16", "fp32")
     made = renderings(tmp_path, network, formats)
     found = squared_changes(network, made, network.inventory.units, formats)
-    expected = weight_error.estimate(network, made, None, formats, 0, compute_always, silent).loss
+    expected = weight_error.estimate(Study(network, made, None, formats)).loss
     assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
     some = squared_changes(network, made, network.inventory.units[2:4], formats)
     assert np.array_equal(some, found[2:4], equal_nan=True)

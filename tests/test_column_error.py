@@ -19,8 +19,8 @@ from bitplan.sensitivity.metrics import awq, output_error, wanda
 from bitplan.sensitivity.network import Network, predictions, run
 from bitplan.sensitivity.plain import make_plain
 from bitplan.sensitivity.probe import Rows, Use, uses, watch_inputs
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed, unit_weights
+from bitplan.sensitivity.study import Study
 
 FMT = "int3-g32-asym"
 
@@ -92,9 +92,9 @@ def test_both_are_their_formulas(kind: str, tmp_path: Path) -> None:
         return total / float(counts[batches].sum())
 
     everything, units = [0, 1, 2], range(len(network.inventory.units))
-    norm = wanda.estimate(network, made, part, (FMT,), 0, compute_always, silent)
+    norm = wanda.estimate(Study(network, made, part, (FMT,)))
     assert norm.loss[:, 0] == pytest.approx([by_norm(everything, u) for u in units], rel=1e-5)
-    mean = awq.estimate(network, made, part, (FMT,), 0, compute_always, silent)
+    mean = awq.estimate(Study(network, made, part, (FMT,)))
     assert mean.loss[:, 0] == pytest.approx([by_mean(everything, u) for u in units], rel=1e-5)
     without = np.array([[by_mean([b for b in everything if b != left], u) for u in units] for left in everything])
     expected = np.sqrt(2 / 3 * np.square(without - without.mean(axis=0)).sum(axis=0))
@@ -113,15 +113,10 @@ def test_wanda_is_the_output_error_where_inputs_are_uncorrelated(tmp_path: Path)
     x = torch.linalg.qr(torch.randn(40, 16, generator=generator)).Q * strengths
     part = Part(({"pixel_values": x},), frozenset("abc"))
     made = renderings(tmp_path, network)
-    found, exact = (
-        metric.estimate(network, made, part, (FMT,), 0, compute_always, silent).loss[0, 0] for metric in (wanda, output_error)
-    )
+    found, exact = (metric.estimate(Study(network, made, part, (FMT,))).loss[0, 0] for metric in (wanda, output_error))
     assert found == pytest.approx(exact, rel=1e-5)
     correlated = Part(({"pixel_values": x @ torch.randn(16, 16, generator=generator)},), frozenset("abc"))
-    found, exact = (
-        metric.estimate(network, made, correlated, (FMT,), 0, compute_always, silent).loss[0, 0]
-        for metric in (wanda, output_error)
-    )
+    found, exact = (metric.estimate(Study(network, made, correlated, (FMT,))).loss[0, 0] for metric in (wanda, output_error))
     assert abs(found / exact - 1) > 0.01
 
 
@@ -137,9 +132,7 @@ def test_an_input_that_is_large_on_one_row_counts_for_less_in_awq(tmp_path: Path
         weight.copy_(torch.tensor(numbers))
         made = Renderings(tmp_path / name, network, "nearest", None)
         made.make([(network.inventory.units[0], "int2-row")])
-        losses[name] = [
-            metric.estimate(network, made, part, ("int2-row",), 0, compute_always, silent).loss[0, 0] for metric in (wanda, awq)
-        ]
+        losses[name] = [metric.estimate(Study(network, made, part, ("int2-row",))).loss[0, 0] for metric in (wanda, awq)]
     assert losses["first"][0] == pytest.approx(losses["second"][0], rel=1e-6)
     assert losses["first"][1] == pytest.approx(16 * losses["second"][1], rel=1e-6)
     assert losses["first"][0] == pytest.approx(losses["first"][1], rel=1e-6)
@@ -155,7 +148,7 @@ def test_grouped_convolutions(tmp_path: Path) -> None:
     (weight,) = unit_weights(network.module, unit)
     change = (rendered_transposed(made(unit, FMT)[0]).T - weight).double().square().view(2, 4, 18).sum(dim=1)
     patches = nn.functional.unfold(x, 3, padding=1, stride=2).double().view(3, 2, 18, 16)
-    norm, mean = (metric.estimate(network, made, part, (FMT,), 0, compute_always, silent).loss[0, 0] for metric in (wanda, awq))
+    norm, mean = (metric.estimate(Study(network, made, part, (FMT,))).loss[0, 0] for metric in (wanda, awq))
     assert norm == pytest.approx(float((patches.square().sum(dim=(0, 3)) * change).sum()) / 3, rel=1e-6)
     assert mean == pytest.approx(float((patches.abs().mean(dim=(0, 3)).square() * change).sum()) * 16, rel=1e-6)
 
@@ -166,13 +159,13 @@ def test_an_expert_that_no_token_reaches_weighs_nothing(tmp_path: Path) -> None:
     part = models.fewer(models.calibration("mixtral").estimate, 3)
     made = renderings(tmp_path, network)
     for metric in (wanda, awq):
-        loss = metric.estimate(network, made, part, (FMT,), 0, compute_always, silent).loss
+        loss = metric.estimate(Study(network, made, part, (FMT,))).loss
         unreached = [unit.name for u, unit in enumerate(network.inventory.units) if loss[u, 0] == 0]
         assert unreached == [f"model.layers.{layer}.mlp.experts.0" for layer in range(2)]
 
 
 def test_one_batch_has_no_standard_error(tmp_path: Path) -> None:
     network, part = models.network("llama"), models.fewer(models.calibration("llama").estimate, 1)
-    found = awq.estimate(network, renderings(tmp_path, network), part, (FMT,), 0, compute_always, silent)
+    found = awq.estimate(Study(network, renderings(tmp_path, network), part, (FMT,)))
     assert found.stderr is None
     assert np.isfinite(found.loss).all()

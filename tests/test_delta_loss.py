@@ -18,8 +18,8 @@ from bitplan.kernels.formats import FORMATS
 from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.metrics import delta_loss
 from bitplan.sensitivity.network import Network, run, sampled_objective
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import rendered_transposed
+from bitplan.sensitivity.study import Study
 from bitplan.sensitivity.units import admits
 from loops import renderings
 
@@ -65,7 +65,7 @@ def test_it_is_a_backward_pass_through_the_quantized_model(kind: str, tmp_path: 
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 2)
     made = renderings(tmp_path, network, PALETTE)
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
-    found = delta_loss.estimate(network, made, part, PALETTE, 0, compute_always, silent)
+    found = delta_loss.estimate(Study(network, made, part, PALETTE))
     for f, fmt in enumerate(PALETTE):
         expected = slow_score(network, made, part, fmt, reported)
         admitted = np.isfinite(found.loss[:, f])
@@ -79,7 +79,7 @@ def test_labels_of_images(kind: str, tmp_path: Path) -> None:
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 3)
     labels = tuple(torch.arange(len(batch["pixel_values"])) % 10 for batch in part.batches)
     made = renderings(tmp_path, network, PALETTE)
-    found = delta_loss.estimate(network, made, replace(part, labels=labels), PALETTE, 0, compute_always, silent)
+    found = delta_loss.estimate(Study(network, made, replace(part, labels=labels), PALETTE))
     for f, fmt in enumerate(PALETTE):
         expected = slow_score(
             network,
@@ -103,7 +103,7 @@ def test_without_labels_a_random_direction_takes_their_place_and_it_says_so(kind
         output = run(network, batch, module)
         return -sampled_objective(network, output, batch, None, generator) / len(batch["pixel_values"])
 
-    found = delta_loss.estimate(network, made, part, PALETTE, 11, compute_always, silent)
+    found = delta_loss.estimate(Study(network, made, part, PALETTE, 11))
     for f, fmt in enumerate(PALETTE):
         assert found.loss[:, f] == pytest.approx(slow_score(network, made, part, fmt, loss), rel=2e-3)
     assert "random direction" in found.notes[0]
@@ -113,14 +113,12 @@ def test_all_other_units_are_quantized_too(tmp_path: Path) -> None:
     """With one unit alone to quantize, its score is another than among all of them."""
     network, part = models.network("llama"), models.fewer(models.calibration("llama").estimate, 2)
     made = renderings(tmp_path, network, PALETTE)
-    among = delta_loss.estimate(network, made, part, PALETTE[:1], 0, compute_always, silent).loss[3, 0]
+    among = delta_loss.estimate(Study(network, made, part, PALETTE[:1])).loss[3, 0]
     alone = replace(network, inventory=replace(network.inventory, units=network.inventory.units[3:4]))
-    assert delta_loss.estimate(alone, made, part, PALETTE[:1], 0, compute_always, silent).loss[0, 0] != pytest.approx(
-        among, rel=0.01
-    )
+    assert delta_loss.estimate(Study(alone, made, part, PALETTE[:1])).loss[0, 0] != pytest.approx(among, rel=0.01)
 
 
-@pytest.mark.parametrize("fails", ["render", "steps", "progress"])
+@pytest.mark.parametrize("fails", ["renderings", "steps", "progress"])
 def test_weights_are_put_back_whatever_happens(fails: str, tmp_path: Path) -> None:
     network, part = models.network("mixtral"), models.fewer(models.calibration("mixtral").estimate, 2)
     made: Any = renderings(tmp_path, network, PALETTE)
@@ -132,18 +130,11 @@ def test_weights_are_put_back_whatever_happens(fails: str, tmp_path: Path) -> No
         calls += 1
         if calls == 4:  # in the middle of the second format, or of the units of the first
             raise InterruptedError
-        return made(*arguments) if fails == "render" else arguments[1]() if fails == "steps" else None
+        return made(*arguments) if fails == "renderings" else arguments[1]() if fails == "steps" else None
 
+    changed: dict[str, Any] = {fails: stop}
     with pytest.raises(InterruptedError):
-        delta_loss.estimate(
-            network,
-            stop if fails == "render" else made,  # type: ignore[arg-type]
-            part,
-            PALETTE,
-            0,
-            stop if fails == "steps" else compute_always,  # type: ignore[arg-type]
-            stop if fails == "progress" else silent,
-        )
+        delta_loss.estimate(replace(Study(network, made, part, PALETTE), **changed))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.module.state_dict().items())
     assert not any(parameter.requires_grad for parameter in network.module.parameters())
 
@@ -152,6 +143,6 @@ def test_an_expert_that_no_token_reaches_scores_nothing(tmp_path: Path) -> None:
     network = models.network("mixtral")
     models.starve(network, 3)
     made, part = renderings(tmp_path, network, PALETTE), models.fewer(models.calibration("mixtral").estimate, 2)
-    loss = delta_loss.estimate(network, made, part, PALETTE[:2], 0, compute_always, silent).loss
+    loss = delta_loss.estimate(Study(network, made, part, PALETTE[:2])).loss
     for u, unit in enumerate(network.inventory.units):
         assert bool((loss[u] == 0).all()) is (unit.expert == 3)

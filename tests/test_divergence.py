@@ -13,8 +13,8 @@ from bitplan.sensitivity import measured
 from bitplan.sensitivity.metrics import divergence, kl_fisher
 from bitplan.sensitivity.network import Network, predictions, run
 from bitplan.sensitivity.network import divergence as apart
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Rendered, Renderings, rendered_transposed
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int3-g32-asym", "int5-row")
 
@@ -30,7 +30,7 @@ def renderings(home: Path, network: Network) -> Renderings:
 def test_it_is_what_a_copy_with_that_one_unit_changed_shows(kind: str, tmp_path: Path) -> None:
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 2)
     made = renderings(tmp_path, network)
-    found = divergence.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    found = divergence.estimate(Study(network, made, part, FORMATS))
     assert found.quantity == network.quantity
     for u, unit in list(enumerate(network.inventory.units))[::3]:
         changed = copy.deepcopy(network.module)
@@ -50,8 +50,7 @@ def test_it_agrees_with_the_estimate_in_order(tmp_path: Path) -> None:
     network, part = models.network("untied"), models.fewer(models.calibration("untied").estimate, 4)
     made = renderings(tmp_path, network)
     truth, estimated = (
-        metric.estimate(network, made, part, ("int5-row",), 0, compute_always, silent).loss[:, 0]
-        for metric in (divergence, kl_fisher)
+        metric.estimate(Study(network, made, part, ("int5-row",))).loss[:, 0] for metric in (divergence, kl_fisher)
     )
     assert np.corrcoef(np.log(truth), np.log(estimated))[0, 1] > 0.95
 
@@ -73,7 +72,7 @@ def test_the_weights_are_put_back_even_after_an_error(kind: str, tmp_path: Path,
 
     monkeypatch.setattr(measured, "run", fail)
     with pytest.raises(InterruptedError):
-        divergence.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+        divergence.estimate(Study(network, made, part, FORMATS))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.module.state_dict().items())
 
 
@@ -89,7 +88,7 @@ def test_a_half_written_unit_is_put_back(tmp_path: Path) -> None:
             return found if unit.kind != "expert" else (found[0], found[0])
 
     with pytest.raises(RuntimeError):
-        divergence.estimate(network, Torn(tmp_path, network, "nearest", None), part, FORMATS, 0, compute_always, silent)
+        divergence.estimate(Study(network, Torn(tmp_path, network, "nearest", None), part, FORMATS))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.module.state_dict().items())
 
 
@@ -110,5 +109,5 @@ def test_a_tied_weight_changes_everywhere(tmp_path: Path) -> None:
         sums.extend(table if name == f"{unit.name} int3-g32-asym" else [])
         return table
 
-    divergence.estimate(network, made, part, FORMATS, 0, keep, silent)
+    divergence.estimate(Study(network, made, part, FORMATS, steps=keep))
     assert sums[0] == pytest.approx(float(expected.sum()), rel=1e-6)

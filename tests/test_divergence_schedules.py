@@ -14,15 +14,15 @@ import pytest
 
 import models
 from bitplan.sensitivity.calibration import Part
-from bitplan.sensitivity.changes import relative_errors
+from bitplan.sensitivity.changes import relative_errors, weight_damage
 from bitplan.sensitivity.estimate import Estimate, ratio_estimate
 from bitplan.sensitivity.measured import Bench, prediction_counts
 from bitplan.sensitivity.metrics import divergence, divergence_bisection, divergence_blocks
 from bitplan.sensitivity.metrics.divergence_bisection import Group, bisect, worth_halving
 from bitplan.sensitivity.metrics.divergence_blocks import layers
 from bitplan.sensitivity.network import Network
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings
+from bitplan.sensitivity.study import Study
 from bitplan.sensitivity.units import Unit
 
 Floats = npt.NDArray[np.float64]
@@ -38,7 +38,7 @@ def setting(kind: str, home: Path, batches: int = 3) -> tuple[Network, Part, Ren
 
 
 def estimate(metric: Any, network: Network, made: Renderings, part: Part) -> Any:
-    return metric.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    return metric.estimate(Study(network, made, part, FORMATS))
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, network: Network, tables: Floats) -> list[tuple[list[int], str]]:
@@ -73,7 +73,7 @@ def test_the_units_of_a_layer_stand_together() -> None:
 
 def test_by_layers_it_is_exact_where_losses_follow_the_weight_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, part, made = setting("untied", tmp_path)
-    units, relative = network.inventory.units, relative_errors(network, made, FORMATS)
+    units, relative = network.inventory.units, relative_errors(Study(network, made, None, FORMATS))
     rng = np.random.default_rng(0)
     scale = np.exp(rng.standard_normal((len(part.batches), len(units), 1)) * 0.2 + rng.standard_normal((1, len(units), 1)))
     runs = pretend(monkeypatch, network, scale * relative)
@@ -107,7 +107,7 @@ def test_by_layers_it_is_near_the_truth(kind: str, tmp_path: Path) -> None:
 
 def test_a_unit_that_loses_nothing_alone_has_no_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, part, made = setting("mixtral", tmp_path)
-    relative = relative_errors(network, made, FORMATS)
+    relative = relative_errors(Study(network, made, None, FORMATS))
     tables = np.stack([np.nan_to_num(relative)] * len(part.batches))
     idle = next(u for u, unit in enumerate(network.inventory.units) if unit.kind == "expert")
     tables[:, idle] = 0
@@ -119,7 +119,7 @@ def test_a_unit_that_loses_nothing_alone_has_no_share(tmp_path: Path, monkeypatc
 
 def test_a_layer_that_loses_nothing_alone_is_shared_by_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, part, made = setting("mixtral", tmp_path)
-    units, relative = network.inventory.units, relative_errors(network, made, FORMATS)
+    units, relative = network.inventory.units, relative_errors(Study(network, made, None, FORMATS))
     energy = np.nan_to_num(relative) * np.array([[unit.parameters] for unit in units])
     tables = np.stack([energy] * len(part.batches))
     tables[:, :, COARSEST] = 0
@@ -133,7 +133,7 @@ def test_a_layer_of_two_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     units = tuple(replace(unit, native="fp32") if u % 2 else unit for u, unit in enumerate(network.inventory.units))
     mixed = replace(network, inventory=replace(network.inventory, units=units))
     made = Renderings(tmp_path, mixed, "nearest", None)
-    relative = relative_errors(mixed, made, FORMATS)
+    relative = relative_errors(Study(mixed, made, None, FORMATS))
     relative[1::2, FORMATS.index("bf16")] = 1e-6  # these weights are exact in bf16
     monkeypatch.setattr(divergence_blocks, "relative_errors", lambda *arguments: relative)
     tables = np.stack([np.nan_to_num(relative)] * len(part.batches))
@@ -198,7 +198,7 @@ def test_when_a_group_is_worth_halving() -> None:
 
 def test_a_group_is_shared_by_the_energy_of_the_weight_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, part, made = setting("untied", tmp_path)
-    energy = relative_errors(network, made, FORMATS) * np.array([[unit.parameters] for unit in network.inventory.units])
+    energy = weight_damage(Study(network, made, None, FORMATS))
     tables = np.stack([energy * share for share in (0.9, 1.0, 1.1)])
     runs = pretend(monkeypatch, network, tables)
     found = estimate(divergence_bisection, network, made, part)

@@ -13,8 +13,8 @@ import models
 from bitplan.sensitivity.experts import Experts
 from bitplan.sensitivity.metrics import expert_error
 from bitplan.sensitivity.network import Network, run
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed
+from bitplan.sensitivity.study import Study
 
 # Block 0 of the authors' tables for Mixtral 8x7B (methods_moe_and_more.md, section 1.6): 1, 2 and 3 bits.
 COUNTS = np.array([68862.0, 63387, 62746, 63751, 66314, 70431, 56466, 72331])
@@ -75,7 +75,7 @@ def test_it_is_what_the_whole_block_shows_with_one_expert_changed(tmp_path: Path
     """Run again, whole, on the inputs of the untouched network; counts and probabilities from its logits, token by token."""
     network, part = models.network("mixtral"), models.fewer(models.calibration("mixtral").estimate, 3)
     made = made_for(network, tmp_path)
-    found = expert_error.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    found = expert_error.estimate(Study(network, made, part, FORMATS))
     inputs: dict[int, list[Tensor]] = {0: [], 1: []}
     blocks = [network.module.get_submodule(f"model.layers.{layer}.mlp") for layer in (0, 1)]
     handles = [
@@ -115,7 +115,7 @@ def test_it_is_what_the_whole_block_shows_with_one_expert_changed(tmp_path: Path
 def test_other_units_have_the_norm_of_their_own_output_error(tmp_path: Path) -> None:
     network, part = models.network("mixtral"), models.fewer(models.calibration("mixtral").estimate, 2)
     made = made_for(network, tmp_path)
-    found = expert_error.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    found = expert_error.estimate(Study(network, made, part, FORMATS))
     unit = network.inventory.unit("model.layers.1.self_attn.o_proj")
     seen: list[Tensor] = []
     module = network.module.get_submodule(unit.name)
@@ -131,7 +131,7 @@ def test_other_units_have_the_norm_of_their_own_output_error(tmp_path: Path) -> 
 def test_an_expert_that_no_token_reached_costs_something_but_little(tmp_path: Path) -> None:
     network, part = models.network("mixtral"), models.fewer(models.calibration("mixtral").estimate, 3)
     models.starve(network, 2)
-    found = expert_error.estimate(network, made_for(network, tmp_path), part, FORMATS, 0, compute_always, silent)
+    found = expert_error.estimate(Study(network, made_for(network, tmp_path), part, FORMATS))
     for layer in range(2):
         mine = [u for u, unit in enumerate(network.inventory.units) if unit.kind == "expert" and unit.layer == layer]
         losses = {network.inventory.units[u].expert: found.loss[u] for u in mine}
@@ -157,6 +157,6 @@ def test_weights_and_hooks_are_put_back_after_an_error(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Experts, "forward", fail)
     with pytest.raises(InterruptedError):
-        expert_error.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+        expert_error.estimate(Study(network, made, part, FORMATS))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.module.state_dict().items())
     assert not any(child._forward_hooks for child in network.module.modules())

@@ -15,8 +15,8 @@ from bitplan.sensitivity import flow
 from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.metrics import fisher_diagonal, fisher_trace, kl_fisher
 from bitplan.sensitivity.network import Network, predictions, random_direction, run, sampled_objective
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import unit_weights
+from bitplan.sensitivity.study import Study
 from loops import Moved, by_weight, changes, renderings, rows, seen
 
 Floats = npt.NDArray[np.float64]
@@ -61,7 +61,7 @@ def test_both_are_the_formula(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
             trace = sum(float(mine.sum()) for mine, _ in pairs)
             average[u, f] = trace / unit.parameters * sum(float(delta.square().sum()) for _, delta in pairs) / 2
     for metric, expected in ((fisher_diagonal, diagonal), (fisher_trace, average)):
-        found = metric.estimate(network, made, part, FORMATS, 3, compute_always, silent)
+        found = metric.estimate(Study(network, made, part, FORMATS, 3))
         assert found.loss == pytest.approx(expected, rel=1e-3)
         assert found.quantity == network.quantity
         assert found.stderr is not None
@@ -69,7 +69,7 @@ def test_both_are_the_formula(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def estimate(metric: Any, network: Network, made: Any, part: Part) -> Floats:
-    loss: Floats = metric.estimate(network, made, part, ("int4-g64",), 5, compute_always, silent).loss[:, 0]
+    loss: Floats = metric.estimate(Study(network, made, part, ("int4-g64",), 5)).loss[:, 0]
     return loss
 
 
@@ -127,7 +127,7 @@ def test_an_expert_that_no_token_reaches_loses_nothing(tmp_path: Path) -> None:
     models.starve(network, 2)
     made, part = renderings(tmp_path, network, FORMATS), models.fewer(models.calibration("mixtral").estimate, 2)
     for metric in (fisher_diagonal, fisher_trace):
-        loss = metric.estimate(network, made, part, FORMATS, 0, compute_always, silent).loss
+        loss = metric.estimate(Study(network, made, part, FORMATS)).loss
         for u, unit in enumerate(network.inventory.units):
             assert bool((loss[u] == 0).all()) is (unit.expert == 2)
 
@@ -143,5 +143,5 @@ def test_padding_has_no_part(kind: str, tmp_path: Path) -> None:
     tables = []
     for batch in (alone, padded):
         part = Part((batch,), frozenset("a"))
-        tables.append(fisher_diagonal.estimate(network, made, part, FORMATS, 0, compute_always, silent).loss)
+        tables.append(fisher_diagonal.estimate(Study(network, made, part, FORMATS)).loss)
     assert tables[1] == pytest.approx(tables[0], rel=1e-3)

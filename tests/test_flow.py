@@ -12,9 +12,10 @@ import models
 from bitplan.sensitivity import METRICS
 from bitplan.sensitivity.flow import Flow, Passage, batch_sums, estimate_flow, scalar_of
 from bitplan.sensitivity.network import Network
-from bitplan.sensitivity.progress import compute_always, silent
+from bitplan.sensitivity.progress import compute_always
 from bitplan.sensitivity.render import Renderings
 from bitplan.sensitivity.report import Floats
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int4-g64", "bf16", "fp32")
 
@@ -81,7 +82,7 @@ def test_a_model_that_overflows_is_refused(objective: bool, tmp_path: Path) -> N
     part = models.fewer(models.calibration("llama").estimate, 2)
     what = "the model's output" if objective else "what flows through unit 'model.embed_tokens'"
     with pytest.raises(ValueError, match=f"{what} is NaN or infinite"):
-        estimate_flow(flow, network, made, part, ("int4-g64",), 0, compute_always, silent)
+        estimate_flow(flow, Study(network, made, part, ("int4-g64",)))
     assert not any(module._forward_hooks for module in network.module.modules())
 
 
@@ -96,7 +97,7 @@ def test_batches_are_averaged_by_their_predictions(network: Network) -> None:
         return compute_always(name, compute)  # type: ignore[arg-type]
 
     flow = Flow(lambda passage: table(network) * (passage.batch["input_ids"].numel() == 8), quantity="things")
-    found = estimate_flow(flow, network, None, part, FORMATS, 0, steps, silent)  # type: ignore[arg-type]
+    found = estimate_flow(flow, Study(network, None, part, FORMATS, steps=steps))  # type: ignore[arg-type]
     assert names == ["batch 0", "batch 1"]
     assert found.quantity == "things"
     np.testing.assert_allclose(found.loss[:, 0], 1 / (8 + part.batches[0]["input_ids"].numel()))

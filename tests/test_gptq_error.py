@@ -15,8 +15,8 @@ from bitplan.sensitivity.metrics import gptq_error, output_error
 from bitplan.sensitivity.moments import collect_moments
 from bitplan.sensitivity.network import Network, predictions
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed, unit_weights
+from bitplan.sensitivity.study import Study
 
 H = torch.tensor([[3.0, 2.0, 2.0], [2.0, 3.0, 1.0], [2.0, 1.0, 3.0]])  # 2/4 X^T X of the rows below
 X = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0], [2.0, 1.0, 1.0], [1.0, 0.0, 2.0]])
@@ -83,10 +83,10 @@ def test_it_is_the_damped_trace_on_the_data_of_the_rounding(kind: str, tmp_path:
     formats = ("int3-g32-asym", "int5-row")
     made = Renderings(tmp_path, network, "gptq", part)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in formats])
-    found = gptq_error.estimate(network, made, None, formats, 0, compute_always, silent)
+    found = gptq_error.estimate(Study(network, made, None, formats))
     moments = collect_moments(network, network.inventory.units, part)
     count = sum(predictions(network, batch) for batch in part.batches)
-    plain = output_error.estimate(network, made, part, formats, 0, compute_always, silent)
+    plain = output_error.estimate(Study(network, made, part, formats))
     for u, unit in enumerate(network.inventory.units):
         if unit.kind == "embedding":
             assert found.loss[u] == pytest.approx(plain.loss[u], rel=1e-6)
@@ -111,9 +111,9 @@ def test_grouped_convolutions_have_no_damping(tmp_path: Path) -> None:
     part = Part(({"pixel_values": torch.randn(3, 4, 7, 7)},), frozenset("abc"))
     made = Renderings(tmp_path, network, "gptq", part)
     made.make([(network.inventory.units[0], "int3-row")])
-    arguments = ("int3-row",), 0, compute_always, silent
-    plain = output_error.estimate(network, made, part, *arguments).loss
-    assert gptq_error.estimate(network, made, None, *arguments).loss == pytest.approx(plain, rel=1e-12)
+    study = Study(network, made, part, ("int3-row",))
+    plain = output_error.estimate(study).loss
+    assert gptq_error.estimate(study).loss == pytest.approx(plain, rel=1e-12)
     assert plain[0, 0] > 0
 
 
@@ -121,4 +121,4 @@ def test_weights_rounded_to_nearest_have_none(tmp_path: Path) -> None:
     network = models.network("llama")
     made = Renderings(tmp_path, network, "nearest", None)
     with pytest.raises(ValueError, match=r"rounded to nearest; round by gptq or use output_error"):
-        gptq_error.estimate(network, made, None, ("int3-row",), 0, compute_always, silent)
+        gptq_error.estimate(Study(network, made, None, ("int3-row",)))

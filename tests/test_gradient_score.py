@@ -17,7 +17,7 @@ from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.metrics import gradient_score
 from bitplan.sensitivity.network import Network
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
+from bitplan.sensitivity.study import Study
 from bitplan.sensitivity.task_loss import mean_task_loss
 from bitplan.sensitivity.units import Unit
 from loops import Moved, renderings, seen
@@ -27,7 +27,7 @@ FORMATS = ("int4-g64", "int3-g32-asym")
 
 
 def score(made: Any, network: Network, part: Part, formats: tuple[str, ...] = FORMATS) -> Floats:
-    loss: Floats = gradient_score.estimate(network, made, part, formats, 3, compute_always, silent).loss
+    loss: Floats = gradient_score.estimate(Study(network, made, part, formats, 3)).loss
     return loss
 
 
@@ -97,7 +97,7 @@ def test_a_case_by_hand() -> None:
     """dW = 1: dY = 3 everywhere; g = +-1/2 / 2; each of the 2 x 2 products is (3/4)^2; three batches."""
     network, part = one_layer()
     made: Any = ByFormat(network, {"int8-row": 1.0})
-    found = gradient_score.estimate(network, made, part, ("int8-row",), 0, compute_always, silent)
+    found = gradient_score.estimate(Study(network, made, part, ("int8-row",)))
     assert found.loss[0, 0] == pytest.approx(3 * 4 * (3 / 4) ** 2, rel=1e-6)
     assert found.stderr is not None
     assert found.stderr[0, 0] == pytest.approx(0, abs=1e-6)
@@ -117,9 +117,9 @@ def test_more_bits_never_score_worse_and_carry_the_error_of_what_they_take() -> 
     part = Part(batches, part.digests, part.labels)
     moves = {"int2-row": 4.0, "int3-row": 1.0, "int4-row": 2.0, "int4-g32": 3.0, "int8-row": 0.5}
     palette = ("int8-row", "int4-g32", "int2-row", "int3-row", "int4-row")
-    found = gradient_score.estimate(network, ByFormat(network, moves), part, palette, 0, compute_always, silent)  # type: ignore[arg-type]
+    found = gradient_score.estimate(Study(network, ByFormat(network, moves), part, palette))  # type: ignore[arg-type]
     alone = {
-        fmt: gradient_score.estimate(network, ByFormat(network, moves), part, (fmt,), 0, compute_always, silent)  # type: ignore[arg-type]
+        fmt: gradient_score.estimate(Study(network, ByFormat(network, moves), part, (fmt,)))  # type: ignore[arg-type]
         for fmt in palette
     }
     taken = ("int8-row", "int3-row", "int2-row", "int3-row", "int3-row")

@@ -20,7 +20,7 @@ from bitplan.sensitivity.metrics import divergence, hessian_trace
 from bitplan.sensitivity.metrics.hessian_trace import batch_traces, hutchinson, summed_loss
 from bitplan.sensitivity.network import Network, run
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
+from bitplan.sensitivity.study import Study
 from loops import Moved, changes, renderings
 
 Floats = npt.NDArray[np.float64]
@@ -75,7 +75,7 @@ def test_an_error_along_one_eigenvector_is_misjudged(monkeypatch: pytest.MonkeyP
         made: Any = Moved(network, {"0": [torch.tensor([error, [0.0, 0.0]])]})
         moved = part.batches[0]["pixel_values"] @ torch.tensor([error, [0.0, 0.0]]).T
         assert float(moved.square().sum()) / 2 / 2 == pytest.approx(cost)  # half, and the mean over two examples
-        found = hessian_trace.estimate(network, made, part, ("int4-row",), 0, compute_always, silent)
+        found = hessian_trace.estimate(Study(network, made, part, ("int4-row",)))
         assert found.loss[0, 0] == pytest.approx(25.25, rel=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_a_linear_layer_is_its_mean_input_energy(monkeypatch: pytest.MonkeyPatch
     inputs = torch.diag(torch.rand(6) + 0.5)  # probes have no variance where inputs are along the axes
     network, part = quadratic(inputs, 4, monkeypatch)
     made: Any = Moved(network, {"0": [torch.full((4, 6), 0.1)]})
-    found = hessian_trace.estimate(network, made, part, ("int4-row",), 0, compute_always, silent)
+    found = hessian_trace.estimate(Study(network, made, part, ("int4-row",)))
     energy = float(inputs.square().sum(1).mean()) / 6
     assert found.loss[0, 0] == pytest.approx(energy / 2 * 24 * 0.1**2, rel=1e-5)
 
@@ -94,7 +94,7 @@ def test_a_trace_that_comes_out_negative_is_zero_and_counted(monkeypatch: pytest
     network, part = quadratic(torch.eye(4), 3, monkeypatch)
     monkeypatch.setattr(hessian_trace, "summed_loss", lambda network, output, *_: -output.square().sum())
     made: Any = Moved(network, {"0": [torch.full((3, 4), 0.1)]})
-    found = hessian_trace.estimate(network, made, part, ("int4-row",), 0, compute_always, silent)
+    found = hessian_trace.estimate(Study(network, made, part, ("int4-row",)))
     assert found.loss[0, 0] == 0
     assert any("1 of 1 units came out negative" in note for note in found.notes)
 
@@ -103,7 +103,7 @@ def test_a_loss_that_is_linear_in_the_weights_has_no_curvature(monkeypatch: pyte
     network, part = quadratic(torch.eye(4), 3, monkeypatch)
     monkeypatch.setattr(hessian_trace, "summed_loss", lambda network, output, *_: output.sum())
     made: Any = Moved(network, {"0": [torch.full((3, 4), 0.1)]})
-    assert hessian_trace.estimate(network, made, part, ("int4-row",), 0, compute_always, silent).loss[0, 0] == 0
+    assert hessian_trace.estimate(Study(network, made, part, ("int4-row",))).loss[0, 0] == 0
 
 
 def tiny() -> tuple[Network, Part]:
@@ -203,9 +203,9 @@ def test_without_labels_it_is_the_curvature_of_the_divergence(monkeypatch: pytes
     for _ in range(30):
         moves = {name: [0.003 * torch.randn(shape, generator=generator) for shape in shapes] for name, shapes in sizes.items()}
         made: Any = Moved(network, moves)
-        measured.append(divergence.estimate(network, made, part, ("int4-row",), 0, compute_always, silent).loss[:, 0])
+        measured.append(divergence.estimate(Study(network, made, part, ("int4-row",))).loss[:, 0])
     made = Moved(network, {name: [torch.full(shape, 0.003) for shape in shapes] for name, shapes in sizes.items()})
-    draws = [hessian_trace.estimate(network, made, part, ("int4-row",), 100 * s, compute_always, silent) for s in range(5)]
+    draws = [hessian_trace.estimate(Study(network, made, part, ("int4-row",), 100 * s)) for s in range(5)]
     mine = np.stack([draw.loss[:, 0] for draw in draws])
     error = np.hypot(np.std(measured, axis=0, ddof=1) / 30**0.5, mine.std(axis=0, ddof=1) / 5**0.5)
     mean = np.mean(measured, axis=0)
@@ -223,7 +223,7 @@ def test_probes_are_dealt_to_batches_and_say_how_much_they_scatter(tmp_path: Pat
         tables.append(compute())
         return np.asarray(tables[-1])
 
-    found = hessian_trace.estimate(network, made, part, FORMATS, 0, keep, silent)
+    found = hessian_trace.estimate(Study(network, made, part, FORMATS, steps=keep))
     assert [table.shape for table in tables] == [(3, 6)] * 3  # units, probes: 16 in all, or more
     assert "18 Hutchinson probes" in found.notes[0]
     assert len(found.notes) == 1
@@ -237,7 +237,7 @@ def test_probes_are_dealt_to_batches_and_say_how_much_they_scatter(tmp_path: Pat
     scatter = np.sqrt(np.stack(tables).var(axis=2, ddof=1).sum(axis=0) / 6) / per_batch.sum(axis=0)
     assert f"error of {np.median(scatter):.0%}" in found.notes[0]
     many = Part(part.batches * 4, part.digests, part.labels and part.labels * 4)
-    hessian_trace.estimate(network, made, many, FORMATS, 0, keep, silent)
+    hessian_trace.estimate(Study(network, made, many, FORMATS, steps=keep))
     assert tables[-1].shape == (3, 2)
 
 
@@ -245,7 +245,7 @@ def test_an_expert_that_no_token_reaches_has_no_curvature(tmp_path: Path) -> Non
     network = models.network("mixtral")
     models.starve(network, 1)
     made, part = renderings(tmp_path, network, FORMATS), models.fewer(models.calibration("mixtral").estimate, 2)
-    found = hessian_trace.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    found = hessian_trace.estimate(Study(network, made, part, FORMATS))
     assert found.stderr is not None
     for u, unit in enumerate(network.inventory.units):
         if unit.expert == 1:
@@ -258,4 +258,4 @@ def test_an_output_that_is_no_number_is_named(tmp_path: Path) -> None:
     made = renderings(tmp_path, network, FORMATS)
     network.module.get_parameter("6.bias").data[0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
-        hessian_trace.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+        hessian_trace.estimate(Study(network, made, part, FORMATS))

@@ -16,7 +16,7 @@ from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.metrics import kfac
 from bitplan.sensitivity.network import Network, predictions, sampled_objective
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
+from bitplan.sensitivity.study import Study
 from loops import Moved, changes, renderings, rows, seen
 
 Floats = npt.NDArray[np.float64]
@@ -24,7 +24,7 @@ FORMATS = ("int3-g32-asym", "int4-g64")
 
 
 def estimate(network: Network, made: Any, part: Part, seed: int = 3, formats: tuple[str, ...] = FORMATS) -> Floats:
-    loss: Floats = kfac.estimate(network, made, part, formats, seed, compute_always, silent).loss
+    loss: Floats = kfac.estimate(Study(network, made, part, formats, seed)).loss
     return loss
 
 
@@ -52,7 +52,7 @@ def slow_estimate(network: Network, made: Any, part: Part) -> Floats:
 def test_it_is_the_formula(kind: str, tmp_path: Path) -> None:
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 2)
     made = renderings(tmp_path, network, FORMATS)
-    found = kfac.estimate(network, made, part, FORMATS, 3, compute_always, silent)
+    found = kfac.estimate(Study(network, made, part, FORMATS, 3))
     assert found.loss == pytest.approx(slow_estimate(network, made, part), rel=1e-3)
     assert found.quantity == network.quantity
     assert found.stderr is not None
@@ -139,7 +139,7 @@ def test_chunks_are_whole_layers_within_the_cache(tmp_path: Path, monkeypatch: p
     network, part = models.network("mixtral"), models.fewer(models.calibration("mixtral").estimate, 2)
     made = renderings(tmp_path, network, FORMATS)
     assert len(kfac.chunks(network)) == 1
-    whole = kfac.estimate(network, made, part, FORMATS, 3, compute_always, silent)
+    whole = kfac.estimate(Study(network, made, part, FORMATS, 3))
     layer = 4 * (4 * 64**2 + 4 * (64**2 + 48**2))  # attention's four inputs and each expert's two
     monkeypatch.setattr(kfac, "CACHE_BYTES", layer)
     pieces = kfac.chunks(network)
@@ -151,7 +151,7 @@ def test_chunks_are_whole_layers_within_the_cache(tmp_path: Path, monkeypatch: p
         names.append(name)
         return np.asarray(compute())
 
-    found = kfac.estimate(network, made, part, FORMATS, 3, steps, silent)
+    found = kfac.estimate(Study(network, made, part, FORMATS, 3, steps))
     assert len(set(names)) == len(names) == 4 * 2
     assert found.loss == pytest.approx(whole.loss, rel=1e-5)
     assert found.stderr == pytest.approx(whole.stderr, rel=1e-3, abs=1e-6 * float(whole.loss.max()))
@@ -171,9 +171,9 @@ def test_inputs_are_not_collected_where_every_step_is_known(tmp_path: Path, monk
             kept[name] = compute()
         return kept[name]
 
-    first = kfac.estimate(network, made, part, FORMATS, 3, steps, silent)
+    first = kfac.estimate(Study(network, made, part, FORMATS, 3, steps))
     monkeypatch.setattr(kfac, "input_factors", lambda *_: pytest.fail("collected"))
-    assert kfac.estimate(network, made, part, FORMATS, 3, steps, silent).loss.tobytes() == first.loss.tobytes()
+    assert kfac.estimate(Study(network, made, part, FORMATS, 3, steps)).loss.tobytes() == first.loss.tobytes()
 
 
 def test_standard_errors_are_those_of_leaving_batches_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_standard_errors_are_those_of_leaving_batches_out(monkeypatch: pytest.Mo
     made: Any = Moved(network, {"0": [0.1 * torch.randn(4, 5)]})
 
     def of(some: list[dict[str, Tensor]]) -> Any:
-        return kfac.estimate(network, made, Part(tuple(some), frozenset("a")), ("int4-row",), 0, compute_always, silent)
+        return kfac.estimate(Study(network, made, Part(tuple(some), frozenset("a")), ("int4-row",)))
 
     without = np.array([of(batches[:b] + batches[b + 1 :]).loss[0, 0] for b in range(4)])
     expected = (3 / 4 * np.square(without - without.mean()).sum()) ** 0.5
@@ -208,7 +208,7 @@ def test_an_expert_that_few_tokens_reach_or_none(tmp_path: Path) -> None:
     part, made = models.fewer(models.calibration("mixtral").estimate, 3), renderings(tmp_path, network, FORMATS)
     rare = replace(part, batches=(part.batches[0], {"input_ids": torch.tensor([[1]])}, {"input_ids": torch.tensor([[2]])}))
     for data in (part, rare):
-        found = kfac.estimate(network, made, data, FORMATS, 0, compute_always, silent)
+        found = kfac.estimate(Study(network, made, data, FORMATS))
         assert found.stderr is not None
         assert bool(np.isfinite(found.stderr).all())
         for u, unit in enumerate(network.inventory.units):

@@ -18,8 +18,8 @@ from bitplan.sensitivity.metrics import divergence, kl_fisher
 from bitplan.sensitivity.network import Batch, Network, predictions, random_direction, run, sampled_objective
 from bitplan.sensitivity.plain import make_plain
 from bitplan.sensitivity.probe import uses
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed, unit_weights
+from bitplan.sensitivity.study import Study
 from bitplan.sensitivity.units import Unit
 
 Floats = npt.NDArray[np.float64]
@@ -130,7 +130,7 @@ def test_it_is_the_formula(kind: str, tmp_path: Path) -> None:
     network, part = models.network(kind), models.fewer(models.calibration(kind, tokens=600).estimate, 2)
     assert all(len(tensor) > 1 for tensor in part.batches[0].values())  # several examples, not to be mixed up
     made = renderings(tmp_path, network)
-    found = kl_fisher.estimate(network, made, part, FORMATS, 3, compute_always, silent)
+    found = kl_fisher.estimate(Study(network, made, part, FORMATS, 3))
     expected = slow_estimate(network, made, part, FORMATS, 3)
     assert found.loss == pytest.approx(expected, rel=2e-3, abs=1e-5 * expected.max())  # float32 against float32, other orders
     assert found.quantity == network.quantity
@@ -142,9 +142,9 @@ def test_slices_of_a_matrix_add_up(kind: str, tmp_path: Path, monkeypatch: pytes
     network = grouped() if kind == "grouped" else models.network(kind)
     part = models.fewer(models.calibration("resnet" if kind == "grouped" else kind).estimate, 2)
     made = renderings(tmp_path, network)
-    whole = kl_fisher.estimate(network, made, part, FORMATS, 0, compute_always, silent).loss
+    whole = kl_fisher.estimate(Study(network, made, part, FORMATS)).loss
     monkeypatch.setattr(render, "ENTRIES_AT_ONCE", 1)
-    sliced = kl_fisher.estimate(network, made, part, FORMATS, 0, compute_always, silent).loss
+    sliced = kl_fisher.estimate(Study(network, made, part, FORMATS)).loss
     assert sliced == pytest.approx(whole, rel=1e-3, abs=1e-6 * whole.max())
 
 
@@ -154,7 +154,7 @@ def test_padded_tokens_have_no_part(kind: str, tmp_path: Path) -> None:
     mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5])
     batch = {"input_ids": torch.arange(1, 19).view(2, 9) * mask, "attention_mask": mask}
     part, made = Part((batch,), frozenset({"a", "b"})), renderings(tmp_path, network)
-    found = kl_fisher.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    found = kl_fisher.estimate(Study(network, made, part, FORMATS))
     expected = slow_estimate(network, made, part, FORMATS, 0)
     assert found.loss == pytest.approx(expected, rel=2e-3, abs=1e-5 * expected.max())
     assert found.stderr is None  # one batch
@@ -175,10 +175,8 @@ def test_it_is_the_measured_divergence_for_small_changes(kind: str, tmp_path: Pa
         network = Network(network.module, type(network.inventory)(**{**network.inventory.__dict__, "units": units}))
     formats, part = ("int6-g32-asym",), models.fewer(models.calibration(kind).estimate, 2)
     made = renderings(tmp_path, network, formats)
-    draws = np.stack(
-        [kl_fisher.estimate(network, made, part, formats, 10 * seed, compute_always, silent).loss for seed in range(24)]
-    )
-    measured = divergence.estimate(network, made, part, formats, 0, compute_always, silent).loss
+    draws = np.stack([kl_fisher.estimate(Study(network, made, part, formats, 10 * seed)).loss for seed in range(24)])
+    measured = divergence.estimate(Study(network, made, part, formats)).loss
     error = draws.std(axis=0, ddof=1) / 24**0.5
     assert bool((error < 0.35 * measured).all())  # else the test says nothing
     assert bool((np.abs(draws.mean(axis=0) - measured) < 4.5 * error + 0.03 * measured).all())
@@ -188,12 +186,9 @@ def test_draws_of_a_batch_are_averaged(tmp_path: Path, monkeypatch: pytest.Monke
     """Four draws are the mean of four estimates of one draw, each with its own seed."""
     network, part = models.network("bert"), models.fewer(models.calibration("bert").estimate, 2)
     made = renderings(tmp_path, network)
-    found = kl_fisher.estimate(network, made, part, FORMATS, 5, compute_always, silent)
+    found = kl_fisher.estimate(Study(network, made, part, FORMATS, 5))
     monkeypatch.setattr(flow, "DRAWS", dict.fromkeys(flow.DRAWS, 1))
-    each = [
-        kl_fisher.estimate(network, made, part, FORMATS, 5 + flow.seed_of(0, 0, draw), compute_always, silent)
-        for draw in range(4)
-    ]
+    each = [kl_fisher.estimate(Study(network, made, part, FORMATS, 5 + flow.seed_of(0, 0, draw))) for draw in range(4)]
     assert found.loss == pytest.approx(np.mean([one.loss for one in each], axis=0), rel=1e-12)
     assert found.stderr is not None
     assert bool((found.stderr > 0).all())
@@ -208,7 +203,7 @@ def test_standard_errors_come_from_batches(tmp_path: Path) -> None:
         sums.append(compute())  # type: ignore[operator]
         return np.asarray(sums[-1])
 
-    found = kl_fisher.estimate(network, made, part, FORMATS, 0, keep, silent)
+    found = kl_fisher.estimate(Study(network, made, part, FORMATS, steps=keep))
     assert found.batches == len(sums) == 5
     counts = np.array([float(predictions(network, batch)) for batch in part.batches])
     ratio = np.sum(sums, axis=0) / counts.sum()
@@ -221,7 +216,7 @@ def test_an_expert_that_no_token_reaches_loses_nothing(tmp_path: Path) -> None:
     network = models.network("mixtral")
     models.starve(network, 1)
     made = renderings(tmp_path, network)
-    found = kl_fisher.estimate(network, made, models.calibration("mixtral").estimate, FORMATS, 0, compute_always, silent)
+    found = kl_fisher.estimate(Study(network, made, models.calibration("mixtral").estimate, FORMATS))
     for u, unit in enumerate(network.inventory.units):
         assert bool((found.loss[u] == 0).all()) is (unit.expert == 1)
 
@@ -230,11 +225,11 @@ def test_data_that_the_weights_were_rounded_on_is_refused(tmp_path: Path) -> Non
     network, calibration = models.network("llama"), models.calibration("llama")
     made = Renderings(tmp_path, network, "gptq", calibration.render)
     with pytest.raises(ValueError, match="stands in two parts"):
-        METRICS["kl_fisher"].estimate(network, made, calibration.render, FORMATS, 0, compute_always, silent)
+        METRICS["kl_fisher"].estimate(Study(network, made, calibration.render, FORMATS))
 
 
 def test_other_labels_give_another_estimate(tmp_path: Path) -> None:
     network, part = models.network("vit"), models.fewer(models.calibration("vit").estimate, 2)
     made = renderings(tmp_path, network)
-    one, two = (kl_fisher.estimate(network, made, part, FORMATS, seed, compute_always, silent).loss for seed in (0, 100))
+    one, two = (kl_fisher.estimate(Study(network, made, part, FORMATS, seed)).loss for seed in (0, 100))
     assert not bool((one == two).any())

@@ -19,7 +19,7 @@ from bitplan.sensitivity import flow
 from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.metrics import divergence, empirical_fisher, kl_fisher, kl_fisher_sequence
 from bitplan.sensitivity.network import Network, predictions, random_direction, run
-from bitplan.sensitivity.progress import compute_always, silent
+from bitplan.sensitivity.study import Study
 from loops import by_weight, changes, renderings, rows, seen
 
 Floats = npt.NDArray[np.float64]
@@ -27,7 +27,7 @@ FORMATS = ("int3-g32-asym", "int4-g64")
 
 
 def estimate(metric: Any, network: Network, made: Any, part: Part, seed: int = 3) -> Floats:
-    loss: Floats = metric.estimate(network, made, part, FORMATS, seed, compute_always, silent).loss
+    loss: Floats = metric.estimate(Study(network, made, part, FORMATS, seed)).loss
     return loss
 
 
@@ -61,7 +61,7 @@ def test_a_sequence_is_squared_as_a_whole(kind: str, tmp_path: Path) -> None:
     assert len(part.batches[0]["input_ids"]) > 1  # several sequences, not to be mixed up
     made = renderings(tmp_path, network, FORMATS)
     expected = by_example(network, made, part, partial(drawn, network))
-    found = kl_fisher_sequence.estimate(network, made, part, FORMATS, 3, compute_always, silent)
+    found = kl_fisher_sequence.estimate(Study(network, made, part, FORMATS, 3))
     assert found.loss == pytest.approx(expected, rel=2e-3, abs=1e-5 * expected.max())
     assert found.quantity == "nats per token"
 
@@ -88,7 +88,7 @@ def test_it_is_the_measured_divergence_for_small_changes_of_every_unit(tmp_path:
     made = renderings(tmp_path, network, ("int6-g32-asym",))
 
     def once(metric: Any, seed: int) -> Floats:
-        loss: Floats = metric.estimate(network, made, part, ("int6-g32-asym",), seed, compute_always, silent).loss[:, 0]
+        loss: Floats = metric.estimate(Study(network, made, part, ("int6-g32-asym",), seed)).loss[:, 0]
         return loss
 
     draws = np.stack([once(kl_fisher_sequence, seed) for seed in range(70)])
@@ -121,7 +121,7 @@ def test_the_empirical_form_takes_the_next_token(kind: str, tmp_path: Path) -> N
                     x, g = rows(one)
                     slopes = slopes + ((g @ changes(network, made, unit, fmt)[one.use.matrix]) * x).sum(1)
                 total[u, f] += float((slopes**2).sum())
-    mine = empirical_fisher.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    mine = empirical_fisher.estimate(Study(network, made, part, FORMATS))
     assert mine.loss == pytest.approx(total / (2 * count), rel=2e-3, abs=1e-5 * total.max() / count)
     assert mine.quantity != network.quantity  # it is no divergence
 

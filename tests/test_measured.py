@@ -20,8 +20,8 @@ from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.measured import Trial, make_bench, measure_alone, stored, summed_divergence
 from bitplan.sensitivity.metrics import content, cosine, cross_entropy, divergence, top1
 from bitplan.sensitivity.network import Batch, Network, run
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed, unit_weights
+from bitplan.sensitivity.study import Study
 from bitplan.sensitivity.units import Matrix, Unit
 
 FORMATS = ("int3-g32-asym", "int5-row")
@@ -72,7 +72,7 @@ def expected(network: Network, part: Part, made: Renderings, loss: Callable[[Bat
 
 
 def estimate(metric: Any, network: Network, made: Renderings, part: Part) -> Any:
-    return metric.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    return metric.estimate(Study(network, made, part, FORMATS))
 
 
 # --- the bench
@@ -91,7 +91,7 @@ def test_several_units_are_stored_at_once_and_put_back(tmp_path: Path) -> None:
 
 def test_nothing_stored_loses_nothing(tmp_path: Path) -> None:
     network, part, made = setting("bert", tmp_path)
-    assert make_bench(network, made, part).sums(summed_divergence, []).tolist() == [0, 0]
+    assert make_bench(Study(network, made, part, FORMATS)).sums(summed_divergence, []).tolist() == [0, 0]
 
 
 def test_an_error_in_a_score_leaves_the_weights_as_they_were(tmp_path: Path) -> None:
@@ -103,13 +103,13 @@ def test_an_error_in_a_score_leaves_the_weights_as_they_were(tmp_path: Path) -> 
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        measure_alone(make_bench(network, made, part), fail, FORMATS, compute_always, silent)
+        measure_alone(make_bench(Study(network, made, part, FORMATS)), fail)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.module.state_dict().items())
 
 
 def test_an_output_that_is_not_finite_is_named(tmp_path: Path) -> None:
     network, part, made = setting("llama", tmp_path)
-    bench = make_bench(network, made, part)
+    bench = make_bench(Study(network, made, part, FORMATS))
     unit = network.inventory.units[3]
 
     def overflow(trial: Trial) -> float:
@@ -365,7 +365,7 @@ def test_what_a_score_is_given(tmp_path: Path) -> None:
     """One batch a trial with its own labels and outputs; its network holds the changed weights."""
     network, part, made = setting("vit", tmp_path)
     labels = tuple(torch.full((len(batch["pixel_values"]),), index) for index, batch in enumerate(part.batches))
-    bench = make_bench(network, made, replace(part, labels=labels))
+    bench = make_bench(Study(network, made, replace(part, labels=labels), FORMATS))
     trials: list[Trial] = []
     unit = network.inventory.units[1]
 

@@ -17,8 +17,8 @@ from bitplan.sensitivity.metrics import noise_slope
 from bitplan.sensitivity.network import Network, predictions, run
 from bitplan.sensitivity.network import divergence as apart
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, unit_weights
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int3-g32-asym", "int5-row")
 
@@ -62,10 +62,11 @@ def test_noise_has_exactly_its_level_and_is_taken_back(kind: str) -> None:
 def test_it_is_what_noisy_copies_show(kind: str, tmp_path: Path) -> None:
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 2)
     made = renderings(tmp_path, network)
-    found = noise_slope.estimate(network, made, part, FORMATS, 5, compute_always, silent)
+    study = Study(network, made, part, FORMATS, 5)
+    found = noise_slope.estimate(study)
     assert found.quantity == network.quantity
     count = sum(predictions(network, batch) for batch in part.batches)
-    relative = relative_errors(network, made, FORMATS)
+    relative = relative_errors(study)
     for u, unit in list(enumerate(network.inventory.units))[::4]:
         above = below = 0.0
         for index, t in enumerate((0.01, 0.04, 0.07, 0.1)):
@@ -94,11 +95,12 @@ def test_the_slope_of_a_softmax_is_known(tmp_path: Path) -> None:
     batches = tuple({"pixel_values": torch.randn(64, inputs)} for _ in range(3))
     part = Part(batches, frozenset("abc"))
     made = renderings(tmp_path, network)
-    found = noise_slope.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    study = Study(network, made, part, FORMATS)
+    found = noise_slope.estimate(study)
     weight = module.get_parameter("0.weight")
     squared = float(torch.cat([batch["pixel_values"] for batch in batches]).square().sum(-1).mean())
     slope = float(weight.square().sum()) / (classes * inputs) * squared * (1 - 1 / classes) / 2
-    relative = relative_errors(network, made, FORMATS)[0]
+    relative = relative_errors(study)[0]
     assert found.loss[0].tolist() == pytest.approx((slope * relative).tolist(), rel=0.05)  # a sample of 6400 numbers a level
     assert found.notes == ()
 
@@ -106,7 +108,7 @@ def test_the_slope_of_a_softmax_is_known(tmp_path: Path) -> None:
 def test_units_whose_divergence_is_bent_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise_slope, "STRAIGHT", 1.0)
     network, part = models.network("residual"), models.fewer(models.calibration("residual").estimate, 1)
-    notes = noise_slope.estimate(network, renderings(tmp_path, network), part, FORMATS, 0, compute_always, silent).notes
+    notes = noise_slope.estimate(Study(network, renderings(tmp_path, network), part, FORMATS)).notes
     units = len(network.inventory.units)
     assert notes == (f"the divergence of {units} of {units} units does not rise in proportion to noise (R^2 below 1.0)",)
 
@@ -114,5 +116,5 @@ def test_units_whose_divergence_is_bent_are_counted(tmp_path: Path, monkeypatch:
 def test_no_more_than_a_few_batches_are_used(tmp_path: Path) -> None:
     network, part = models.network("residual"), models.calibration("residual").estimate
     assert len(part.batches) > noise_slope.BATCHES
-    found = noise_slope.estimate(network, renderings(tmp_path, network), part, FORMATS, 0, compute_always, silent)
+    found = noise_slope.estimate(Study(network, renderings(tmp_path, network), part, FORMATS))
     assert found.batches == noise_slope.BATCHES

@@ -11,8 +11,8 @@ import models
 from bitplan.sensitivity.metrics import noise_to_signal
 from bitplan.sensitivity.network import run
 from bitplan.sensitivity.probe import uses
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int3-g32-asym", "int5-row")
 
@@ -43,7 +43,7 @@ def test_it_is_the_energy_of_what_modules_give_out_too_much(kind: str, tmp_path:
                 handle = network.module.get_submodule(use.module).register_forward_hook(add)
                 run(network, batch)
                 handle.remove()
-    found = noise_to_signal.estimate(network, made, part, FORMATS[:1], 0, compute_always, silent)
+    found = noise_to_signal.estimate(Study(network, made, part, FORMATS[:1]))
     assert found.loss[:, 0] == pytest.approx(noise.sum(0) / signal.sum(0), rel=1e-4)
     without = [np.delete(noise, b, 0).sum(0) / np.delete(signal, b, 0).sum(0) for b in range(3)]
     expected = np.sqrt(2 / 3 * np.square(np.array(without) - np.mean(without, axis=0)).sum(axis=0))
@@ -58,7 +58,7 @@ def test_an_expert_that_no_token_reaches_has_no_noise(tmp_path: Path) -> None:
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, "int3-row") for unit in network.inventory.units])
     part = models.fewer(models.calibration("mixtral").estimate, 3)
-    loss = noise_to_signal.estimate(network, made, part, ("int3-row",), 0, compute_always, silent).loss
+    loss = noise_to_signal.estimate(Study(network, made, part, ("int3-row",))).loss
     unreached = [unit.name for u, unit in enumerate(network.inventory.units) if loss[u, 0] == 0]
     assert unreached == [f"model.layers.{layer}.mlp.experts.0" for layer in range(2)]
 
@@ -74,6 +74,6 @@ def test_six_decibels_a_bit(tmp_path: Path) -> None:
     formats = ("int6-row-asym", "int7-row-asym", "int8-row-asym")
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in formats])
-    loss = noise_to_signal.estimate(network, made, part, formats, 0, compute_always, silent).loss
+    loss = noise_to_signal.estimate(Study(network, made, part, formats)).loss
     gained = np.diff([[noise_to_signal.decibels(ratio) for ratio in row] for row in loss])
     assert gained.mean(axis=0) == pytest.approx(20 * np.log10(2), abs=0.2)  # units are few, and scales are rounded to fp16

@@ -8,8 +8,8 @@ import torch
 import models
 from bitplan.sensitivity.changes import relative_errors
 from bitplan.sensitivity.metrics.outlier_score import estimate, outlier_score
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings
+from bitplan.sensitivity.study import Study
 
 A = [[1.0, 2], [1, -2], [1, 2], [-1, 2]]
 B = [[1.0, 2], [1, -2], [5, 2], [-1, 2]]
@@ -40,8 +40,8 @@ def test_the_loss_follows_the_score_of_the_worst_matrix(tmp_path: Path) -> None:
     formats = ("int3-row", "int6-row")
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in formats])
-    found = estimate(network, made, None, formats, 0, compute_always, silent)
-    relative = relative_errors(network, made, formats)
+    study = Study(network, made, None, formats)
+    found, relative = estimate(study), relative_errors(study)
     for u, unit in enumerate(network.inventory.units):
         scores = []
         for matrix in unit.matrices:

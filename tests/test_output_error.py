@@ -11,8 +11,8 @@ from bitplan.sensitivity.metrics import output_error
 from bitplan.sensitivity.moments import collect_moments
 from bitplan.sensitivity.network import predictions
 from bitplan.sensitivity.probe import uses
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed, unit_weights
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int3-g32-asym", "int5-row")
 
@@ -23,7 +23,7 @@ def test_it_is_the_trace_with_the_second_moment(kind: str, tmp_path: Path) -> No
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 3)
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
-    found = output_error.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    found = output_error.estimate(Study(network, made, part, FORMATS))
     moments = collect_moments(network, network.inventory.units, part)
     count = sum(predictions(network, batch) for batch in part.batches)
     expected = np.zeros((len(network.inventory.units), len(FORMATS)))
@@ -57,9 +57,7 @@ def test_a_grouped_convolution_changes_its_output_by_that_much(tmp_path: Path) -
     made = Renderings(tmp_path, network, "nearest", None)
     (unit,) = network.inventory.units
     made.make([(unit, "int3-row")])
-    found = output_error.estimate(
-        network, made, Part(({"pixel_values": x},), frozenset("abc")), ("int3-row",), 0, compute_always, silent
-    )
+    found = output_error.estimate(Study(network, made, Part(({"pixel_values": x},), frozenset("abc")), ("int3-row",)))
     before = conv(x)
     conv.weight.data = rendered_transposed(made(unit, "int3-row")[0]).T.reshape(conv.weight.shape)
     assert found.loss[0, 0] == pytest.approx(float((conv(x) - before).square().sum()) / 3, rel=1e-4)
@@ -71,7 +69,7 @@ def test_an_expert_that_no_token_reaches_has_no_error(tmp_path: Path) -> None:
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, "int3-row") for unit in network.inventory.units])
     part = models.fewer(models.calibration("mixtral").estimate, 3)
-    loss = output_error.estimate(network, made, part, ("int3-row",), 0, compute_always, silent).loss
+    loss = output_error.estimate(Study(network, made, part, ("int3-row",))).loss
     assert [unit.name for u, unit in enumerate(network.inventory.units) if loss[u, 0] == 0] == [
         f"model.layers.{layer}.mlp.experts.0" for layer in range(2)
     ]

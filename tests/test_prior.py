@@ -8,8 +8,8 @@ import pytest
 import models
 from bitplan.sensitivity.changes import relative_errors
 from bitplan.sensitivity.metrics import prior
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings
+from bitplan.sensitivity.study import Study
 from bitplan.sensitivity.units import Matrix, Unit
 
 FORMATS = ("int3-g32-asym", "int5-row", "bf16")
@@ -61,8 +61,9 @@ def test_the_loss_is_the_coefficient_times_the_relative_error(kind: str, tmp_pat
     network = models.network(kind)
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
-    found = prior.estimate(network, made, None, FORMATS, 0, compute_always, silent)
-    wanted = prior.coefficients(network.inventory.units)[:, None] * relative_errors(network, made, FORMATS)
+    study = Study(network, made, None, FORMATS)
+    found = prior.estimate(study)
+    wanted = prior.coefficients(network.inventory.units)[:, None] * relative_errors(study)
     assert np.array_equal(found.loss, wanted, equal_nan=True)
     assert (found.stderr, found.batches) == (None, 0)
     assert found.quantity == f"prior guess of the divergence, {network.quantity}"

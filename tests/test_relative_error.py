@@ -8,8 +8,8 @@ import torch
 import models
 from bitplan.sensitivity.changes import relative_errors
 from bitplan.sensitivity.metrics import relative_error
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed, unit_weights
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int2-g32", "int4-g64-asym", "bf16")
 
@@ -19,7 +19,7 @@ def test_it_is_the_lost_share_of_all_matrices_together(kind: str, tmp_path: Path
     network = models.network(kind)
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
-    found = relative_error.estimate(network, made, None, FORMATS, 0, compute_always, silent)
+    found = relative_error.estimate(Study(network, made, None, FORMATS))
     for u, unit in enumerate(network.inventory.units):
         weights = torch.cat([weight.flatten() for weight in unit_weights(network.module, unit)]).double()
         for f, fmt in enumerate(FORMATS):
@@ -41,7 +41,7 @@ def test_it_does_not_change_with_the_scale_of_the_weights(tmp_path: Path) -> Non
                 weight.mul_(scale)
         made = Renderings(tmp_path / str(scale), network, "nearest", None)
         made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
-        losses.append(relative_errors(network, made, FORMATS))
+        losses.append(relative_errors(Study(network, made, None, FORMATS)))
     assert losses[0].tolist() == losses[1].tolist()
 
 
@@ -50,4 +50,4 @@ def test_a_unit_of_zeros_loses_nothing(tmp_path: Path) -> None:
     unit_weights(network.module, network.inventory.units[3])[0].zero_()
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
-    assert relative_errors(network, made, FORMATS)[3].tolist() == [0, 0, 0]
+    assert relative_errors(Study(network, made, None, FORMATS))[3].tolist() == [0, 0, 0]

@@ -22,8 +22,8 @@ from bitplan.sensitivity.metrics import relevance
 from bitplan.sensitivity.metrics.noise_to_signal import estimate as noise_to_signal
 from bitplan.sensitivity.network import Batch, Network, predictions, run
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int3-g32-asym", "int5-row")
 CONSERVED = 1e-4
@@ -204,7 +204,7 @@ def test_experts_add_their_uses_and_one_without_tokens_has_none(tmp_path: Path) 
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
     part = models.fewer(models.calibration("mixtral").estimate, 3)
-    loss = relevance.estimate(network, made, part, FORMATS, 0, compute_always, silent).loss
+    loss = relevance.estimate(Study(network, made, part, FORMATS)).loss
     none = [unit.name for u, unit in enumerate(network.inventory.units) if loss[u, 0] == 0]
     assert none == [f"model.layers.{layer}.mlp.experts.0" for layer in range(2)]
 
@@ -214,7 +214,7 @@ def test_the_loss_is_the_share_times_noise_to_signal(kind: str, tmp_path: Path) 
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 3)
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in FORMATS])
-    found = relevance.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    found = relevance.estimate(Study(network, made, part, FORMATS))
     shares = np.zeros(len(network.inventory.units))
     for batch in part.batches:
         outputs = arrivals(network, batch)[0]
@@ -222,7 +222,7 @@ def test_the_loss_is_the_share_times_noise_to_signal(kind: str, tmp_path: Path) 
             for path in (*(matrix.module for matrix in unit.matrices), *unit.shared_with):
                 shares[u] += float(outputs[path].abs().sum())
     shares /= shares.sum()
-    ratios = noise_to_signal(network, made, part, FORMATS, 0, compute_always, silent).loss
+    ratios = noise_to_signal(Study(network, made, part, FORMATS)).loss
     assert found.loss == pytest.approx(shares[:, None] * ratios, rel=1e-5)
     assert found.stderr is not None
     assert bool((found.stderr > 0).all())

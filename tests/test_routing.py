@@ -16,7 +16,6 @@ from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.metrics import expert_frequency, router_mass
 from bitplan.sensitivity.network import Network
 from bitplan.sensitivity.plain import make_plain
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings
 from bitplan.sensitivity.routing import (
     at_least_once,
@@ -27,6 +26,7 @@ from bitplan.sensitivity.routing import (
     require_mass,
     tally,
 )
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int3-g32-asym", "int5-row", "bf16")
 SHARES = ((0.7, 0.2, 0.06, 0.04), (0.1, 0.1, 0.5, 0.3), (0.6, 0.05, 0.25, 0.1))  # of the four experts, for three tokens in turn
@@ -59,7 +59,7 @@ def tokens(*shapes: tuple[int, int]) -> Part:
 
 def test_counts_and_mass_of_a_router_known_by_heart() -> None:
     """The probabilities are those before the two chosen ones are scaled up to one."""
-    routing = collect_routing(fixed(), tokens((2, 6), (1, 9)), compute_always, silent)
+    routing = collect_routing(fixed(), tokens((2, 6), (1, 9)))
     assert routing.columns == tuple((block, expert) for block in BLOCKS for expert in range(4))
     assert routing.counts.tolist() == [[4 * n for n in COUNTS] * 2, [3 * n for n in COUNTS] * 2]
     assert routing.mass == pytest.approx(np.array([[4 * w for w in MASS] * 2, [3 * w for w in MASS] * 2]), rel=1e-6)
@@ -69,7 +69,7 @@ def test_counts_and_mass_of_a_router_known_by_heart() -> None:
 def test_padding_is_no_token() -> None:
     part = tokens((2, 6))
     mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
-    routing = collect_routing(fixed(), Part(({**part.batches[0], "attention_mask": mask},), part.digests), compute_always, silent)
+    routing = collect_routing(fixed(), Part(({**part.batches[0], "attention_mask": mask},), part.digests))
     assert routing.counts.tolist() == [[3 * n for n in COUNTS] * 2]  # the last three of twelve tokens are gone
     assert routing.mass[0] == pytest.approx(np.array([3 * w for w in MASS] * 2), rel=1e-6)
     assert routing.tokens.tolist() == [9]
@@ -80,7 +80,7 @@ def test_units_find_their_experts_and_others_have_every_token() -> None:
     units = network.inventory.units
     experts = [unit for unit in units if unit.kind == "expert"]
     assert [column_of(unit) for unit in experts] == list(columns_of(network.module))
-    counts = collect_routing(network, tokens((2, 6), (1, 9)), compute_always, silent).unit_counts(units)
+    counts = collect_routing(network, tokens((2, 6), (1, 9))).unit_counts(units)
     assert [count for count, unit in zip(counts, units, strict=True) if unit.kind == "expert"] == [7 * n for n in COUNTS] * 2
     assert {count for count, unit in zip(counts, units, strict=True) if unit.kind != "expert"} == {21}
 
@@ -130,7 +130,7 @@ def test_routers_of_other_models_are_found(kind: str) -> None:
         if path.endswith((".mlp.gate", ".mlp.router")):
             module.register_forward_hook(lambda module, inputs, output: said.append(output))
     part = tokens((2, 7))
-    routing = collect_routing(network, part, compute_always, silent)
+    routing = collect_routing(network, part)
     require_mass(routing)
     assert len(said) == len({path for path, _ in routing.columns}) > 0
     counts, mass = [], []
@@ -160,13 +160,13 @@ def test_a_router_that_cannot_be_found_is_named(tmp_path: Path) -> None:
     gate = mlp.gate
     del mlp.gate
     mlp.gate = lambda hidden: gate(hidden)  # no module any more
-    routing = collect_routing(network, tokens((1, 6)), compute_always, silent)
+    routing = collect_routing(network, tokens((1, 6)))
     assert routing.counts[0].tolist() == [2 * n for n in COUNTS] * 2
     with pytest.raises(ValueError, match=r"router of model\.layers\.1\.mlp\.experts was not found.* use expert_frequency"):
         require_mass(routing)
     made = Renderings(tmp_path, network, "nearest", None)
     with pytest.raises(ValueError, match="was not found"):
-        router_mass.estimate(network, made, tokens((1, 6)), FORMATS, 0, compute_always, silent)
+        router_mass.estimate(Study(network, made, tokens((1, 6)), FORMATS))
 
 
 def test_an_expert_that_no_token_reached_counts_as_reached_by_one() -> None:
@@ -179,7 +179,7 @@ def test_an_expert_that_no_token_reached_counts_as_reached_by_one() -> None:
 def test_a_starved_expert_is_told_of() -> None:
     network, part = models.network("mixtral"), models.fewer(models.calibration("mixtral").estimate, 2)
     models.starve(network, 2)
-    routing = collect_routing(network, part, compute_always, silent)
+    routing = collect_routing(network, part)
     units = network.inventory.units
     counts = routing.unit_counts(units)
     missed = [unit.name for count, unit in zip(counts, units, strict=True) if count == 0]
@@ -194,11 +194,12 @@ def test_the_loss_is_use_times_weights_times_relative_error(metric: Any, tmp_pat
     units = network.inventory.units
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in units for fmt in FORMATS])
-    found = metric.estimate(network, made, part, FORMATS, 0, compute_always, silent)
+    study = Study(network, made, part, FORMATS)
+    found = metric.estimate(study)
     use = (COUNTS if metric is expert_frequency else MASS) * 2
     share = iter([7 * each / 21 for each in use])
     expected = [[(next(share) if unit.kind == "expert" else 1) * unit.parameters] for unit in units]
-    assert found.loss == pytest.approx(np.array(expected) * relative_errors(network, made, FORMATS), rel=1e-6)
+    assert found.loss == pytest.approx(np.array(expected) * relative_errors(study), rel=1e-6)
     assert found.batches == 2
     assert found.stderr == pytest.approx(np.zeros_like(found.loss), abs=1e-9 * found.loss.max())  # the batches agree
     assert found.notes == ()
@@ -211,7 +212,7 @@ def test_an_expert_that_no_token_reached_costs_something_but_little(metric: Any,
     units = network.inventory.units
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in units for fmt in FORMATS])
-    found = metric.estimate(network, made, part, ("int3-g32-asym",), 0, compute_always, silent)
+    found = metric.estimate(Study(network, made, part, ("int3-g32-asym",)))
     for layer in range(2):
         mine = [u for u, unit in enumerate(units) if unit.kind == "expert" and unit.layer == layer]
         losses = {units[u].expert: found.loss[u, 0] for u in mine}
@@ -227,5 +228,5 @@ def test_hooks_are_gone_even_after_an_error() -> None:
 
     before = hooks()
     with pytest.raises(IndexError):
-        collect_routing(network, Part(({"input_ids": torch.tensor([[10**6]])},), frozenset("a")), compute_always, silent)
+        collect_routing(network, Part(({"input_ids": torch.tensor([[10**6]])},), frozenset("a")))
     assert hooks() == before

@@ -34,12 +34,14 @@ from bitplan.sensitivity.calibration import Part
 from bitplan.sensitivity.estimate import Estimate, ratio_estimate
 from bitplan.sensitivity.progress import Progress, Steps, compute_always, silent
 from bitplan.sensitivity.report import Floats
+from bitplan.sensitivity.study import Study
 from shelf import Shelf
 
 FORMATS = ("int2-g64", "int4-g64", "int8-g64", "bf16")
 REQUEST = ProfileRequest("tiny", formats=FORMATS[:3], until_stable="30%")
 INVENTORY = fakes.inventory()
 NETWORK: Any = SimpleNamespace(inventory=INVENTORY)
+RENDERINGS: Any = None
 TOKENS = 10  # of each batch
 BASE = np.array([[u + 1, (u + 1) / 16, (u + 1) / 4096, 0] for u in range(len(INVENTORY.units))])
 
@@ -54,21 +56,20 @@ class Told:
         self.computed: Counter[str] = Counter()
         self.seen: list[tuple[int, int | None]] = []
 
-    def estimate(
-        self, network: Any, renderings: Any, part: Part, formats: Any, seed: int, steps: Steps, progress: Progress
-    ) -> Estimate:
+    def estimate(self, study: Study) -> Estimate:
+        part = study.data
         self.seen.append((len(part.batches), None if part.labels is None else len(part.labels)))
 
         def compute(index: int) -> Floats:
             self.computed[f"batch {index}"] += 1
             return TOKENS * self.tables[index]
 
-        sums = [steps(f"batch {i}", lambda i=i: compute(i)) for i in range(len(part.batches))]  # type: ignore[misc]
+        sums = [study.steps(f"batch {i}", lambda i=i: compute(i)) for i in range(len(part.batches))]  # type: ignore[misc]
         return ratio_estimate(sums, [TOKENS] * len(sums), "nats per token")
 
     def plain(self, batches: int) -> Estimate:
         """What the metric finds on the first batches, asked for them alone."""
-        return Told(self.tables).estimate(NETWORK, None, part_of(batches), FORMATS, 0, compute_always, silent)
+        return Told(self.tables).estimate(Study(NETWORK, RENDERINGS, part_of(batches), FORMATS))
 
 
 def part_of(batches: int, labels: bool = False) -> Part:
@@ -101,7 +102,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Measure:
         metric: Told, part: Part, steps: Steps = compute_always, progress: Progress = silent, request: ProfileRequest = REQUEST
     ) -> tuple[Estimate, Part]:
         monkeypatch.setitem(METRICS, "kl_fisher", metric)
-        return estimate_until_stable(request, NETWORK, None, part, FORMATS, steps, progress)  # type: ignore[arg-type]
+        return estimate_until_stable(request, Study(NETWORK, RENDERINGS, part, FORMATS, steps=steps, progress=progress))
 
     return measure
 
@@ -253,9 +254,7 @@ class TestProfiles:
         prepared = prepare(request_, load(resolve(request_.model), tmp_path), tmp_path)
         assert prepared.calibration is not None
         part = models.fewer(prepared.calibration.estimate, report.batches)
-        plain: Estimate = METRICS["kl_fisher"].estimate(
-            prepared.loaded.network, prepared.renderings, part, report.formats, 0, compute_always, silent
-        )
+        plain = METRICS["kl_fisher"].estimate(Study(prepared.loaded.network, prepared.renderings, part, report.formats))
         np.testing.assert_array_equal(report.loss, plain.loss)
         assert report.stderr is not None
         np.testing.assert_array_equal(report.stderr, plain.stderr)

@@ -28,10 +28,11 @@ from bitplan.sensitivity.calibration import Calibration
 from bitplan.sensitivity.estimate import Estimate
 from bitplan.sensitivity.flow import Flow, estimate_flow
 from bitplan.sensitivity.network import Network, task_objective
-from bitplan.sensitivity.progress import compute_always, silent
+from bitplan.sensitivity.progress import silent
 from bitplan.sensitivity.render import Renderings, Rounding
 from bitplan.sensitivity.spill import Spill
 from bitplan.sensitivity.streaming import Stream, Task, gathered, stream_estimate, tasks, tokens_by_unit
+from bitplan.sensitivity.study import Study
 from passes import Stopped, Watch, rewrite
 from shelf import Shelf
 
@@ -82,7 +83,7 @@ class Case:
         made = self.renderings(self.home / "in memory", self.network, rounding)
         made.make([(unit, fmt) for unit in self.network.inventory.units for fmt in self.formats])
         data = part or self.calibration.estimate
-        return estimate_flow(flow, self.network, made, data, self.formats, SEED, compute_always, silent)
+        return estimate_flow(flow, Study(self.network, made, data, self.formats, SEED))
 
     def stream(self, home: Path, flow: Flow, rounding: Rounding = "gptq", steps: Kept | None = None, part: Any = None) -> Stream:
         """A stream that knows nothing but what lies below `home` and in `steps`."""
@@ -230,7 +231,7 @@ class TestTasks:
         for stream in (llama, mixtral):
             stream_estimate(stream, silent)
         network, part = case("mixtral").network, case("mixtral").calibration.estimate
-        expected = collect_routing(network, part, compute_always, silent).unit_counts(network.inventory.units)
+        expected = collect_routing(network, part).unit_counts(network.inventory.units)
         np.testing.assert_array_equal(tokens_by_unit(mixtral), expected)
         assert len(set(expected.tolist())) > 5
         assert set(tokens_by_unit(llama).tolist()) == {float(expected.max())}

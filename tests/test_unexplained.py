@@ -21,8 +21,8 @@ from bitplan.sensitivity.moments import collect_moments
 from bitplan.sensitivity.network import Network, predictions
 from bitplan.sensitivity.plain import make_plain
 from bitplan.sensitivity.probe import uses
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings, rendered_transposed, unit_weights
+from bitplan.sensitivity.study import Study
 from bitplan.sensitivity.unexplained import DAMPING, by_all_others, by_those_open
 from bitplan.solvers.water_filling import reverse_water_filling
 
@@ -201,7 +201,7 @@ def test_a_metric_is_its_formula(metric: Any, diagonal: Any, cost: Any, kind: st
     network, part = models.network(kind), models.fewer(models.calibration(kind).estimate, 3)
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in PALETTE])
-    found = metric.estimate(network, made, part, PALETTE, 0, compute_always, silent)
+    found = metric.estimate(Study(network, made, part, PALETTE))
     expected = expected_losses(network, made, part, diagonal, cost)
     assert found.loss == pytest.approx(expected, rel=2e-4)  # residuals are taken in float32
     assert found.stderr is not None
@@ -214,8 +214,7 @@ def test_what_all_others_leave_is_less_than_the_error_alone(tmp_path: Path) -> N
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, "int4-g32") for unit in network.inventory.units])
     left, whole = (
-        metric.estimate(network, made, part, ("int4-g32",), 0, compute_always, silent).loss[:, 0]
-        for metric in (optimal_brain, output_error)
+        metric.estimate(Study(network, made, part, ("int4-g32",))).loss[:, 0] for metric in (optimal_brain, output_error)
     )
     linear = [u for u, unit in enumerate(network.inventory.units) if unit.kind == "linear"]
     assert bool((left[linear] < whole[linear]).all())
@@ -230,7 +229,7 @@ def test_grouped_convolutions_weigh_squares(tmp_path: Path) -> None:
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, "int3-row")])
     part = Part(({"pixel_values": x},), frozenset("abc"))
-    found = optimal_brain.estimate(network, made, part, ("int3-row",), 0, compute_always, silent).loss[0, 0]
+    found = optimal_brain.estimate(Study(network, made, part, ("int3-row",))).loss[0, 0]
     (weight,) = unit_weights(network.module, unit)
     change = (rendered_transposed(made(unit, "int3-row")[0]).T - weight).double().square().view(2, 4, 18).sum(1)
     patches = torch.nn.functional.unfold(x, 3, padding=1).double().square().sum(dim=(0, 2)).view(2, 18)
@@ -298,7 +297,7 @@ def test_formats_of_one_grid_lie_on_one_line(tmp_path: Path) -> None:
     formats = ("int3-g32", "int4-g32", "int5-g32")
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in formats])
-    loss = baq.estimate(network, made, part, formats, 0, compute_always, silent).loss
+    loss = baq.estimate(Study(network, made, part, formats)).loss
     linear = [network.inventory.units.index(unit) for unit in network_units]
     assert np.diff(np.log2(loss[linear]), axis=1) == pytest.approx(-2, abs=1e-9)
 

@@ -9,9 +9,9 @@ import pytest
 import models
 from bitplan.sensitivity.estimate import Estimate
 from bitplan.sensitivity.metrics import kl_fisher
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings
 from bitplan.sensitivity.routing import collect_routing
+from bitplan.sensitivity.study import Study
 from bitplan.sensitivity.units import Inventory, Matrix, Unit
 from bitplan.sensitivity.unreached import fill_unreached, one_token
 
@@ -96,8 +96,8 @@ def test_a_starved_expert_of_a_network(tmp_path: Path) -> None:
     units, formats = network.inventory.units, ("int3-g32-asym", "int5-row", "bf16")
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in units for fmt in formats])
-    measured = kl_fisher.estimate(network, made, part, formats, 0, compute_always, silent)
-    routing = collect_routing(network, part, compute_always, silent)
+    measured = kl_fisher.estimate(Study(network, made, part, formats))
+    routing = collect_routing(network, part)
     found = fill_unreached(measured, network.inventory, routing.unit_counts(units))
     for layer in range(2):
         mine = {unit.expert: u for u, unit in enumerate(units) if unit.kind == "expert" and unit.layer == layer}

@@ -16,8 +16,8 @@ from bitplan.sensitivity.metrics.value_entropy import FULL, bits_entropies, lost
 from bitplan.sensitivity.network import Network
 from bitplan.sensitivity.plain import make_plain
 from bitplan.sensitivity.probe import uses
-from bitplan.sensitivity.progress import compute_always, silent
 from bitplan.sensitivity.render import Renderings
+from bitplan.sensitivity.study import Study
 
 
 def test_evenly_spread_numbers_have_as_many_bits_as_bins() -> None:
@@ -97,7 +97,7 @@ def test_operations_times_share_lost_of_the_modules_own_outputs(kind: str, tmp_p
     formats = ("int3-row", "int8-g32", "bf16", "fp32")
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in units for fmt in formats])
-    found = value_entropy.estimate(network, made, part, formats, 0, compute_always, silent).loss
+    found = value_entropy.estimate(Study(network, made, part, formats)).loss
     outputs: dict[str, torch.Tensor] = {}
     places = uses(network, units)
     handles = [
@@ -136,7 +136,7 @@ def test_a_convolution_in_groups_has_the_output_of_its_module(tmp_path: Path) ->
     (unit,) = network.inventory.units
     made.make([(unit, "int3-row")])
     part = Part(({"pixel_values": x},), frozenset("abc"))
-    found = value_entropy.estimate(network, made, part, ("int3-row",), 0, compute_always, silent)
+    found = value_entropy.estimate(Study(network, made, part, ("int3-row",)))
     operations = 3 * 4 * 4 * 8 * 2 * 9  # images, positions, outputs, inputs of a group, kernel
     assert found.loss[0, 0] == pytest.approx(operations / 3 * lost(bits_entropies(conv(x).detach()), 3), rel=1e-6)
 
@@ -145,8 +145,8 @@ def test_large_outputs_are_sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     network, part = models.network("llama"), models.fewer(models.calibration("llama").estimate, 2)
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, "int4-row") for unit in network.inventory.units])
-    whole = value_entropy.estimate(network, made, part, ("int4-row",), 0, compute_always, silent).loss
+    whole = value_entropy.estimate(Study(network, made, part, ("int4-row",))).loss
     monkeypatch.setattr(value_entropy, "MOST_NUMBERS", 600)
-    some = value_entropy.estimate(network, made, part, ("int4-row",), 0, compute_always, silent).loss
+    some = value_entropy.estimate(Study(network, made, part, ("int4-row",))).loss
     assert not np.array_equal(some, whole)
     assert some == pytest.approx(whole, rel=0.5)

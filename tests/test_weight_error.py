@@ -8,8 +8,8 @@ import models
 from bitplan.kernels.packing import PackedWeight
 from bitplan.kernels.reference import dequantize
 from bitplan.sensitivity.metrics import weight_error
-from bitplan.sensitivity.progress import compute_always
 from bitplan.sensitivity.render import Renderings, unit_weights
+from bitplan.sensitivity.study import Study
 
 FORMATS = ("int2-g32", "int4-g64-asym", "int8-row", "bf16", "fp32")
 
@@ -21,9 +21,8 @@ def test_it_is_the_sum_of_squared_differences(kind: str, tmp_path: Path) -> None
     made = Renderings(tmp_path, network, "nearest", None)
     made.make([(unit, fmt) for unit in network.inventory.units for fmt in formats])
     told: list[tuple[int, int]] = []
-    found = weight_error.estimate(
-        network, made, None, formats, 0, compute_always, lambda stage, done, total: told.append((done, total))
-    )
+    study = Study(network, made, None, formats, progress=lambda stage, done, total: told.append((done, total)))
+    found = weight_error.estimate(study)
     assert found.stderr is None
     assert found.quantity == "squared weight error"
     assert told[-1] == (len(network.inventory.units),) * 2

@@ -29,9 +29,8 @@ from ..calibration import Part
 from ..changes import weight_damage
 from ..estimate import Estimate, jackknife_estimate
 from ..network import Network, run
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
+from ..study import Study
 
 CLUSTERS = 100
 VECTORS_EACH = 8  # at least, on average
@@ -39,36 +38,28 @@ MOST_VECTORS = 4096
 ROUNDS = 20
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """H times weights times relative error for every unit and format, standard errors from leaving out batches; one step a
     batch, which is quick once the clusters are found.
 
     Raises ValueError when the network has no blocks.
     """
-    units = network.inventory.units
+    units, part = study.units, study.data
     held = blocks(units)
     if not held:
         raise ValueError("activation_entropy compares the blocks of a network and this one has none; use output_error")
 
     @cache
     def whole() -> Floats:
-        return cluster_counts(network, part, tuple(held), seed)
+        return cluster_counts(study.network, part, tuple(held), study.seed)
 
     def counts(index: int) -> Floats:
         return np.asarray(whole()[index])
 
     sums = []
     for index in range(len(part.batches)):
-        progress("estimate", index, len(part.batches))
-        sums.append(steps(f"batch {index}", partial(counts, index)))
+        study.progress("estimate", index, len(part.batches))
+        sums.append(study.steps(f"batch {index}", partial(counts, index)))
     site = np.zeros(len(units), dtype=np.int64)
     first = min(members[0] for members in held.values())
     for number, members in enumerate(held.values()):
@@ -76,8 +67,8 @@ def estimate(
     for u, unit in enumerate(units):
         if unit.layer is None and u > first:
             site[u] = len(held)
-    damage = weight_damage(network, renderings, formats)
-    progress("estimate", len(part.batches), len(part.batches))
+    damage = weight_damage(study)
+    study.progress("estimate", len(part.batches), len(part.batches))
     outside = sum(unit.layer is None for unit in units)
     note = f"{outside} of {len(units)} units are in no block and take the entropy of what enters the first or leaves the last"
     quantity = "bits of entropy times weights times relative error"

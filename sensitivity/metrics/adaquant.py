@@ -23,7 +23,6 @@ Formats of floats and tables of embeddings (tied heads with them) have nothing t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,14 +31,13 @@ import torch
 from torch import Tensor
 
 from ...kernels.packing import PackedWeight, unpack_zeros
-from ..calibration import Part
 from ..changes import squared_output_error
 from ..estimate import Estimate, empty_table, measured_pairs, ratio_estimate
-from ..network import Network, predictions, run
+from ..network import predictions, run
 from ..probe import Rows, Use, uses, watch_inputs
-from ..progress import Progress, Steps
-from ..render import Rendered, Renderings, unit_weights
+from ..render import Rendered, unit_weights
 from ..report import Floats
+from ..study import Study
 from ..units import Unit
 
 ROWS = 256  # to fit, and as many to judge by, over all batches
@@ -65,23 +63,15 @@ Known = list[tuple[Tensor, Inputs]]  # a tensor that a module received, and what
 
 
 @torch.no_grad()
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The reconstructed output error for every unit and format; one step each."""
-    units, batches = network.inventory.units, part.batches
+    network, units, batches = study.network, study.units, study.data.batches
     total = len(batches) + len(units)
     cached: dict[str, dict[int, Inputs]] = {}  # module of a use -> batch -> rows
     looked_up: dict[str, dict[int, Rows]] = {}
     for index, batch in enumerate(batches):
-        progress("estimate", index, total)
-        generator = torch.Generator().manual_seed(seed + index)
+        study.progress("estimate", index, total)
+        generator = torch.Generator().manual_seed(study.seed + index)
         latest: Known = []  # matrices that are fed one tensor share its rows
 
         def visit(use: Use, rows: Rows, index: int = index, draw: torch.Generator = generator, known: Known = latest) -> None:
@@ -100,13 +90,13 @@ def estimate(
 
         with watch_inputs(network, batch, units, visit):
             run(network, batch)
-    tables = np.stack([empty_table(units, formats)] * len(batches))
+    tables = np.stack([empty_table(units, study.formats)] * len(batches))
     for u, unit in enumerate(units):
-        progress("estimate", len(batches) + u, total)
-        for f, fmt in measured_pairs(unit, formats):
-            compute = partial(_one, network, renderings, unit, fmt, cached, looked_up, len(batches))
-            tables[:, u, f] = steps(f"{unit.name} {fmt}", compute)
-    progress("estimate", total, total)
+        study.progress("estimate", len(batches) + u, total)
+        for f, fmt in measured_pairs(unit, study.formats):
+            compute = partial(_one, study, unit, fmt, cached, looked_up, len(batches))
+            tables[:, u, f] = study.steps(f"{unit.name} {fmt}", compute)
+    study.progress("estimate", total, total)
     counts = [predictions(network, batch) for batch in batches]
     return ratio_estimate(list(tables), counts, "squared output error after reconstruction")
 
@@ -123,8 +113,7 @@ def _drawn(rows: Rows, wanted: int, generator: torch.Generator) -> Inputs:
 
 @torch.no_grad()
 def _one(
-    network: Network,
-    renderings: Renderings,
+    study: Study,
     unit: Unit,
     fmt: str,
     cached: dict[str, dict[int, Inputs]],
@@ -133,8 +122,8 @@ def _one(
 ) -> Floats:
     """Squared output error of `unit` in `fmt` over the rows of each batch, (batches,)."""
     sums = np.zeros(batches)
-    for use in uses(network, [unit]):
-        made, weight = renderings(unit, fmt)[use.matrix], unit_weights(network.module, unit)[use.matrix]
+    for use in uses(study.network, [unit]):
+        made, weight = study.renderings(unit, fmt)[use.matrix], unit_weights(study.network.module, unit)[use.matrix]
         for index, rows in looked_up.get(use.module, {}).items():
             sums[index] += squared_output_error(made, weight, rows)
         found = cached.get(use.module, {})

@@ -14,7 +14,6 @@ comes from leaving out batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,15 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..calibration import Part
 from ..changes import squared_output_error
 from ..column_error import column_errors
 from ..estimate import Estimate, empty_table, jackknife_estimate, measured_pairs
-from ..network import Network, predictions, run
+from ..network import predictions, run
 from ..probe import Rows, Use, uses, watch_inputs
-from ..progress import Progress, Steps
-from ..render import Renderings, unit_weights
+from ..render import unit_weights
 from ..report import Floats
+from ..study import Study
 from ..units import Unit
 
 
@@ -44,17 +42,9 @@ class Magnitudes:
     lookups: tuple[list[Rows], ...]
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The activation-aware weight error for every unit and format, standard errors by leaving out batches."""
-    units, batches = network.inventory.units, part.batches
+    network, units, batches = study.network, study.units, study.data.batches
     total = len(batches) + len(units)
     seen: dict[str, Magnitudes] = {}
 
@@ -70,19 +60,19 @@ def estimate(
             seen[use.module].rows[b] += rows.x.shape[1]
 
     for b, batch in enumerate(batches):
-        progress("estimate", b, total)
+        study.progress("estimate", b, total)
         with torch.no_grad(), watch_inputs(network, batch, units, partial(add, b)):
             run(network, batch)
     counts = torch.tensor([predictions(network, batch) for batch in batches], dtype=torch.float64)
     kept = torch.ones(1, len(batches), dtype=torch.float64)
     if len(batches) > 1:
         kept = torch.cat([kept, 1 - torch.eye(len(batches), dtype=torch.float64)])  # all batches, then all but one
-    tables = np.stack([empty_table(units, formats)] * len(kept))
+    tables = np.stack([empty_table(units, study.formats)] * len(kept))
     for u, unit in enumerate(units):
-        progress("estimate", len(batches) + u, total)
-        for f, fmt in measured_pairs(unit, formats):
-            tables[:, u, f] = steps(f"{unit.name} {fmt}", partial(_one, network, renderings, unit, fmt, seen, kept, counts))
-    progress("estimate", total, total)
+        study.progress("estimate", len(batches) + u, total)
+        for f, fmt in measured_pairs(unit, study.formats):
+            tables[:, u, f] = study.steps(f"{unit.name} {fmt}", partial(_one, study, unit, fmt, seen, kept, counts))
+    study.progress("estimate", total, total)
     return jackknife_estimate(
         list(np.eye(len(batches))),
         lambda held: tables[0] if held.all() else tables[1 + int(held.argmin())],
@@ -91,16 +81,14 @@ def estimate(
 
 
 @torch.no_grad()
-def _one(
-    network: Network, renderings: Renderings, unit: Unit, fmt: str, seen: dict[str, Magnitudes], kept: Tensor, counts: Tensor
-) -> Floats:
+def _one(study: Study, unit: Unit, fmt: str, seen: dict[str, Magnitudes], kept: Tensor, counts: Tensor) -> Floats:
     """The loss of `unit` in `fmt` over each choice of batches in `kept` (choices, batches)."""
     losses = torch.zeros(len(kept), dtype=torch.float64)
-    for use in uses(network, [unit]):
+    for use in uses(study.network, [unit]):
         if use.module not in seen:  # an expert that no token reached
             continue
-        found, made = seen[use.module], renderings(unit, fmt)[use.matrix]
-        weight = unit_weights(network.module, unit)[use.matrix]
+        found, made = seen[use.module], study.renderings(unit, fmt)[use.matrix]
+        weight = unit_weights(study.network.module, unit)[use.matrix]
         if any(found.lookups):
             read = [sum(squared_output_error(made, weight, rows) for rows in batch) for batch in found.lookups]
             losses += kept @ torch.tensor(read, dtype=torch.float64)

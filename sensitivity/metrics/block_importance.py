@@ -25,33 +25,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..blocks import blocks, watch_blocks
-from ..calibration import Part
-from ..changes import relative_errors
+from ..changes import weight_damage
 from ..estimate import Estimate, jackknife_estimate
 from ..network import Batch, Network, run
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
+from ..study import Study
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """Importance times weights times relative error, standard errors from leaving out batches; one step a batch."""
-    units = network.inventory.units
+    units, part = study.units, study.data
     held = blocks(units)
     sums = []
     for index, batch in enumerate(part.batches):
-        progress("estimate", index, len(part.batches))
-        sums.append(steps(f"batch {index}", partial(turns, network, batch, tuple(held))))
-    sizes = np.array([unit.parameters for unit in units], dtype=np.float64)
-    weights = sizes[:, None] * relative_errors(network, renderings, formats)
+        study.progress("estimate", index, len(part.batches))
+        sums.append(study.steps(f"batch {index}", partial(turns, study.network, batch, tuple(held))))
+    weights = weight_damage(study)
 
     def table(total: Floats) -> Floats:
         importance = np.ones(len(units))
@@ -63,7 +52,7 @@ def estimate(
     others = sum(len(members) for (_, rows), members in zip(whole, held.values(), strict=True) if not rows)
     others += len(units) - sum(len(members) for members in held.values())
     note = f"{others} of {len(units)} units are in no block that keeps the shape of its input and have importance 1"
-    progress("estimate", len(part.batches), len(part.batches))
+    study.progress("estimate", len(part.batches), len(part.batches))
     quantity = "turn of the block times weights times relative error"
     return jackknife_estimate(sums, table, quantity, (note,) if others else ())
 

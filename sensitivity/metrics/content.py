@@ -22,41 +22,31 @@ ours: it was made for text-to-image networks and is a guess for any other model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..calibration import Part
 from ..estimate import Estimate, ratio_estimate
 from ..measured import Trial, make_bench, measure_alone
 from ..network import Batch, Network
-from ..progress import Progress, Steps
-from ..render import Renderings
+from ..study import Study
 from ..units import Unit
 
 CONTENT_ROLES = ("gate", "up", "gate_up", "down", "expert")
 CONTENT_NAMES = (".ff.", "attn2", "cross_attn", "crossattention", "encoder_attn", "encdecattention")
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """1 - SSIM of the output for units of content, noise to signal for the others."""
-    tables = measure_alone(make_bench(network, renderings, part), summed_loss, formats, steps, progress)
-    units = network.inventory.units
+    tables = measure_alone(make_bench(study), summed_loss)
+    units = study.units
     note = (
         f"{sum(map(is_content, units))} of {len(units)} units are judged by 1 - SSIM of the output and the others by noise to "
         "signal; the two do not stand on one scale, and MixDQ gives each group a budget of its own"
     )
-    counts = [len(next(iter(batch.values()))) for batch in part.batches]
+    counts = [len(next(iter(batch.values()))) for batch in study.data.batches]
     return ratio_estimate(tables, counts, "1 - SSIM (content) or noise to signal (quality) per example", (note,))
 
 

@@ -9,32 +9,19 @@ logits by one number, which changes no prediction, and weighs logits by their si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch.nn import functional
 
-from ..calibration import Part
 from ..estimate import Estimate, ratio_estimate
 from ..measured import Trial, counted, make_bench, measure_alone, prediction_counts
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings
+from ..study import Study
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The measured cosine distance for every unit and format."""
-    tables = measure_alone(make_bench(network, renderings, part), summed_distance, formats, steps, progress)
-    what = "token" if network.inventory.outputs == "tokens" else "example"
-    return ratio_estimate(tables, prediction_counts(network, part), f"cosine distance of the output per {what}")
+    tables = measure_alone(make_bench(study), summed_distance)
+    what = "token" if study.network.inventory.outputs == "tokens" else "example"
+    return ratio_estimate(tables, prediction_counts(study.network, study.data), f"cosine distance of the output per {what}")
 
 
 def summed_distance(trial: Trial) -> float:

@@ -15,40 +15,27 @@ cosine distance).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..calibration import Part
 from ..estimate import Estimate, ratio_estimate
 from ..measured import Trial, make_bench, measure_alone, prediction_counts, summed_divergence
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings
+from ..study import Study
 from ..task_loss import has_labels, labelled
 
 NONE = -100  # the label of a prediction that has none, torch's own convention
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The measured increase of the task loss for every unit and format."""
-    bench = make_bench(network, renderings, part)
+    network, part, bench = study.network, study.data, make_bench(study)
     classes = None if part.labels is None else part.labels[0]
     if not has_labels(network, bench.references[0], classes):
-        tables = measure_alone(bench, summed_divergence, formats, steps, progress)
+        tables = measure_alone(bench, summed_divergence)
         note = "the data has no labels: the cross entropy is that against the untouched model's own output, the divergence"
         return ratio_estimate(tables, prediction_counts(network, part), network.quantity, (note,))
-    tables = measure_alone(bench, summed_increase, formats, steps, progress)
+    tables = measure_alone(bench, summed_increase)
     counts = [labelled(network, batch) for batch in part.batches]
     return ratio_estimate(tables, counts, f"increase of the cross entropy, {network.quantity}")
 

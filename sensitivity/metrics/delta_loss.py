@@ -22,43 +22,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..calibration import Part
 from ..estimate import Estimate, empty_table, measured_pairs, ratio_estimate
 from ..flow import scalar_of
 from ..measured import stored
 from ..network import Batch, Network, run
-from ..progress import Progress, Steps
-from ..render import Renderings, unit_weights
+from ..render import unit_weights
 from ..report import Floats
+from ..study import Study
 from ..task_loss import mean_task_loss, part_has_labels
 from ..weight_gradients import differentiable
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The scores, with standard errors over batches; one step a format and batch."""
-    units = network.inventory.units
+    network, part, units, formats = study.network, study.data, study.units, study.formats
     tables = np.stack([empty_table(units, formats)] * len(part.batches))
     originals = [[weight.clone() for weight in unit_weights(network.module, unit)] for unit in units]
     wanted = {f: [u for u, unit in enumerate(units) if measured_pairs(unit, (fmt,))] for f, fmt in enumerate(formats)}
     wanted = {f: changed for f, changed in wanted.items() if changed}
     done, total = 0, len(wanted) * len(part.batches)
     for f, changed in wanted.items():
-        with stored(network, renderings, [(units[u], formats[f]) for u in changed]):
+        with stored(network, study.renderings, [(units[u], formats[f]) for u in changed]):
             for index, batch in enumerate(part.batches):
-                progress("estimate", done, total)
+                study.progress("estimate", done, total)
                 labels = None if part.labels is None else part.labels[index]
-                compute = partial(_batch, network, originals, changed, batch, labels, seed + index)
-                tables[index, changed, f] = steps(f"{formats[f]}, batch {index}", compute)
+                compute = partial(_batch, network, originals, changed, batch, labels, study.seed + index)
+                tables[index, changed, f] = study.steps(f"{formats[f]}, batch {index}", compute)
                 done += 1
-    progress("estimate", total, total)
+    study.progress("estimate", total, total)
     notes = () if part_has_labels(network, part) else ("there are no labels: a random direction of the output took their place",)
     return ratio_estimate(list(tables), [1] * len(part.batches), "sum of |gradient × change of the weight|, nats", notes)
 

@@ -23,14 +23,11 @@ from functools import partial
 
 import numpy as np
 
-from ..calibration import Part
-from ..changes import relative_errors
+from ..changes import weight_damage
 from ..estimate import Estimate, empty_table, measured_pairs, ratio_estimate
 from ..measured import make_bench, prediction_counts, summed_divergence
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
+from ..study import Study
 from ..units import Unit
 from .divergence_blocks import layers
 
@@ -55,23 +52,15 @@ class Bisection:
     additivity: tuple[float, ...]
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The divergence of every unit and format, measured by groups."""
-    units, counts = network.inventory.units, prediction_counts(network, part)
-    weights = relative_errors(network, renderings, formats) * np.array([[unit.parameters] for unit in units])
-    bench = make_bench(network, renderings, part)
-    tables = np.stack([empty_table(units, formats)] * len(part.batches))
+    units, formats, counts = study.units, study.formats, prediction_counts(study.network, study.data)
+    weights = weight_damage(study)
+    bench = make_bench(study)
+    tables = np.stack([empty_table(units, formats)] * len(counts))
     roots = [_roots(units, fmt) for fmt in formats]
     done, total, found = 0, 2 * sum(map(len, roots)), []  # about as many runs: how many there will be is not known before
-    progress("estimate", 0, total)
+    study.progress("estimate", 0, total)
     for f, fmt in enumerate(formats):
         last = 2 * sum(map(len, roots[: f + 1]))
 
@@ -79,23 +68,23 @@ def estimate(
             nonlocal done
             pairs = [(units[u], fmt) for u in members]
             name = f"{pairs[0][0].name} to {pairs[-1][0].name} {fmt}"
-            group = Group(members, steps(name, partial(bench.sums, summed_divergence, pairs)))
+            group = Group(members, study.steps(name, partial(bench.sums, summed_divergence, pairs)))
             if done < last:
                 done += 1
-                progress("estimate", done, total)
+                study.progress("estimate", done, total)
             return group
 
         found.append(bisect(roots[f], measure, counts))
         while done < last:
             done += 1
-            progress("estimate", done, total)
+            study.progress("estimate", done, total)
         for group in found[-1].groups:
             inside = list(group.members)
             energy = weights[inside, f]
             shares = energy / energy.sum() if energy.any() else np.full(len(inside), 1 / len(inside))
             tables[:, inside, f] = group.sums[:, None] * shares
     alone = sum(len(measured_pairs(unit, formats)) for unit in units)
-    return ratio_estimate(list(tables), counts, network.quantity, _notes(found, alone))
+    return ratio_estimate(list(tables), counts, study.network.quantity, _notes(found, alone))
 
 
 def _roots(units: Sequence[Unit], fmt: str) -> list[tuple[int, ...]]:

@@ -22,14 +22,11 @@ import numpy as np
 
 from ...kernels.formats import FORMATS
 from ..blocks import blocks
-from ..calibration import Part
 from ..changes import relative_errors
 from ..estimate import Estimate, empty_table, jackknife_estimate, measured_pairs
 from ..measured import make_bench, prediction_counts, summed_divergence
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
+from ..study import Study
 from ..units import Unit
 
 
@@ -50,29 +47,20 @@ class Measurement:
     column: int
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The divergence of every unit and format, measured by layers."""
-    units = network.inventory.units
+    units, formats = study.units, study.formats
     groups = [_group(units, members, formats) for members in layers(units)]
     plan = [measurement for group in groups for measurement in schedule(group, units, formats)]
-    relative = relative_errors(network, renderings, formats)
-    bench = make_bench(network, renderings, part)
+    relative, bench = relative_errors(study), make_bench(study)
     found = []
     for done, measurement in enumerate(plan):
-        progress("estimate", done, len(plan))
+        study.progress("estimate", done, len(plan))
         pairs = [(units[u], formats[measurement.column]) for u in measurement.members]
         name = f"{pairs[0][0].name} to {pairs[-1][0].name} {pairs[0][1]}"
-        found.append(steps(name, partial(bench.sums, summed_divergence, pairs)))
-    progress("estimate", len(plan), len(plan))
-    counts = np.array(prediction_counts(network, part), dtype=np.float64)
+        found.append(study.steps(name, partial(bench.sums, summed_divergence, pairs)))
+    study.progress("estimate", len(plan), len(plan))
+    counts = np.array(prediction_counts(study.network, study.data), dtype=np.float64)
 
     def table(total: Floats) -> Floats:
         losses = dict(zip(plan, total[:-1] / total[-1], strict=True))
@@ -83,7 +71,7 @@ def estimate(
 
     alone = sum(len(measured_pairs(unit, formats)) for unit in units)
     note = f"{len(plan)} runs of the data, where measuring each unit in each format takes {alone}"
-    return jackknife_estimate([*np.stack([*found, counts], axis=1)], table, network.quantity, (note,))
+    return jackknife_estimate([*np.stack([*found, counts], axis=1)], table, study.network.quantity, (note,))
 
 
 def layers(units: Sequence[Unit]) -> list[tuple[int, ...]]:

@@ -28,15 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..calibration import Part
 from ..changes import squared_output_error
 from ..estimate import Estimate, empty_table, jackknife_estimate, measured_pairs
 from ..experts import Experts
 from ..measured import stored
-from ..network import Batch, Network, run
+from ..network import Batch, run
 from ..probe import Rows, Use, watch_inputs
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
 from ..routing import (
     Column,
@@ -49,6 +46,7 @@ from ..routing import (
     tally,
     watch_routing,
 )
+from ..study import Study
 from ..units import Unit
 
 Exponents = tuple[float, float, float]
@@ -56,34 +54,26 @@ AS_RELEASED: Exponents = (1.0, 1.5, 1.0)
 AS_PRINTED: Exponents = (1.0, 1.0, 2.0)
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """MC-MoE's cost for every unit and format.
 
     Raises ValueError when a block's router cannot be found.
     """
-    units, columns = network.inventory.units, columns_of(network.module)
-    cells, width = len(units) * len(formats), len(columns)
+    units, part, columns = study.units, study.data, columns_of(study.network.module)
+    cells, width = len(units) * len(study.formats), len(columns)
     sums = []
     for index, batch in enumerate(part.batches):
-        progress("estimate", index, len(part.batches))
-        seen = steps(f"batch {index}", partial(_one_batch, network, renderings, formats, batch))
+        study.progress("estimate", index, len(part.batches))
+        seen = study.steps(f"batch {index}", partial(_one_batch, study, batch))
         sums.append(np.append(seen, 1.0))
-    progress("estimate", len(part.batches), len(part.batches))
+    study.progress("estimate", len(part.batches), len(part.batches))
 
     def table(total: Floats) -> Floats:
-        errors = total[:cells].reshape(len(units), len(formats)) / total[-1]
+        errors = total[:cells].reshape(len(units), len(study.formats)) / total[-1]
         counts, mass = total[cells : cells + width], total[cells + width : cells + 2 * width]
         return _losses(units, columns, errors, counts, mass, total[-1])
 
-    routing = as_routing(network, [seen[cells:-1].reshape(2, width) for seen in sums], part.batches)
+    routing = as_routing(study.network, [seen[cells:-1].reshape(2, width) for seen in sums], part.batches)
     require_mass(routing)
     notes = (
         "the costs of experts are comparable inside a block of experts only, and not with those of other units",
@@ -122,17 +112,17 @@ def _losses(
     return result
 
 
-def _one_batch(network: Network, renderings: Renderings, formats: Sequence[str], batch: Batch) -> Floats:
+def _one_batch(study: Study, batch: Batch) -> Floats:
     """eps (units x formats) of one batch, then the counts and the mass of all experts, in one row."""
-    units, columns = network.inventory.units, columns_of(network.module)
+    network, units, columns = study.network, study.units, columns_of(study.network.module)
     position = {unit.name: u for u, unit in enumerate(units)}
     place = {column: c for c, column in enumerate(columns)}
-    squares, routed = empty_table(units, formats), np.zeros((2, len(columns)))
+    squares, routed = empty_table(units, study.formats), np.zeros((2, len(columns)))
 
     def dense(use: Use, rows: Rows) -> None:
         weight = network.module.get_parameter(f"{use.module}.weight").flatten(1)
-        for f, fmt in measured_pairs(use.unit, formats):
-            made = renderings(use.unit, fmt)[use.matrix]
+        for f, fmt in measured_pairs(use.unit, study.formats):
+            made = study.renderings(use.unit, fmt)[use.matrix]
             squares[position[use.unit.name], f] += squared_output_error(made, weight, rows)
 
     def sparse(path: str, experts: Experts, hidden: Tensor, chosen: Tensor, weights: Tensor, logits: Tensor | None) -> None:
@@ -141,7 +131,7 @@ def _one_batch(network: Network, renderings: Renderings, formats: Sequence[str],
         for unit in units:
             if unit.kind == "expert" and column_of(unit)[0] == path:
                 u = position[unit.name]
-                squares[u] += _squared_change(network, renderings, formats, unit, experts, hidden, chosen, weights)
+                squares[u] += _squared_change(study, unit, experts, hidden, chosen, weights)
 
     others = [unit for unit in units if unit.kind != "expert"]
     with torch.no_grad(), watch_inputs(network, batch, others, dense), watch_routing(network, batch, sparse):
@@ -149,24 +139,15 @@ def _one_batch(network: Network, renderings: Renderings, formats: Sequence[str],
     return np.concatenate([np.sqrt(squares).flatten(), routed.flatten()])
 
 
-def _squared_change(
-    network: Network,
-    renderings: Renderings,
-    formats: Sequence[str],
-    unit: Unit,
-    experts: Experts,
-    hidden: Tensor,
-    chosen: Tensor,
-    weights: Tensor,
-) -> Floats:
+def _squared_change(study: Study, unit: Unit, experts: Experts, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Floats:
     """||Y_f - Y||_F^2 of the block for each format of one expert: only the tokens sent to it change, by its part of Y alone."""
-    result: Floats = empty_table([unit], formats)[0]
+    result: Floats = empty_table([unit], study.formats)[0]
     sent = chosen.eq(unit.expert)  # type: ignore[arg-type]
     mine = sent.any(dim=1)
     alone = torch.where(sent, chosen, -1)[mine]  # -1 is no expert: the others add nothing
     before = experts.forward(hidden[mine], alone, weights[mine])
-    for f, fmt in measured_pairs(unit, formats):
-        with stored(network, renderings, [(unit, fmt)]):
+    for f, fmt in measured_pairs(unit, study.formats):
+        with stored(study.network, study.renderings, [(unit, fmt)]):
             after = experts.forward(hidden[mine], alone, weights[mine])
         result[f] = float((after - before).double().square().sum())
     return result

@@ -10,43 +10,27 @@ expert that no token reached counts as reached by one (`routing.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from ..calibration import Part
 from ..changes import weight_damage
 from ..estimate import Estimate, jackknife_estimate
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
 from ..routing import Routing, at_least_once, collect_routing, for_units, missed_note
+from ..study import Study
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """Share of tokens x number of weights x relative weight error for every unit and format."""
-    routing = collect_routing(network, part, steps, progress)
-    damage = weight_damage(network, renderings, formats)
-    return share_estimate(
-        network, routing, damage, lambda counts, mass: counts, "share of tokens x squared relative weight error"
-    )
+    routing = collect_routing(study.network, study.data, study.steps, study.progress)
+    return share_estimate(study, routing, lambda counts, mass: counts, "share of tokens x squared relative weight error")
 
 
-def share_estimate(
-    network: Network, routing: Routing, damage: Floats, use: Callable[[Floats, Floats], Floats], quantity: str
-) -> Estimate:
-    """`damage` (units, formats) times how much of a unit is used per token: `use(counts, mass)` / tokens, one for a unit that is
-    no expert."""
-    units, columns = network.inventory.units, routing.columns
+def share_estimate(study: Study, routing: Routing, use: Callable[[Floats, Floats], Floats], quantity: str) -> Estimate:
+    """Weights x relative weight error, times how much of a unit is used per token: `use(counts, mass)` / tokens, one for a unit
+    that is no expert."""
+    units, columns, damage = study.units, routing.columns, weight_damage(study)
     width = len(columns)
     sums = [
         np.concatenate([counts, mass, [tokens]])

@@ -16,42 +16,34 @@ Embeddings and grouped convolutions are rounded to nearest, without an H: they c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ...kernels.rounding import Factor, inverse_factor
-from ..calibration import Part
 from ..changes import squared_output_error
 from ..estimate import Estimate, empty_table, measured_pairs
 from ..moments import Moments, adding_to
 from ..network import Network, predictions, run
 from ..probe import Rows, Use, watch_inputs
-from ..progress import Progress, Steps
-from ..render import Rendered, Renderings, rendered_slices, unit_weights
+from ..render import Rendered, rendered_slices, unit_weights
+from ..study import Study
 from ..units import Unit
 
 
 @torch.no_grad()
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part | None,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
-    """GPTQ's error for every unit and format. `part` is not looked at.
+def estimate(study: Study) -> Estimate:
+    """GPTQ's error for every unit and format. The study's data is not looked at.
 
     Raises ValueError unless the renderings were made by GPTQ.
     """
+    network, renderings, formats = study.network, study.renderings, study.formats
     if renderings.rounding != "gptq" or renderings.part is None:
         raise ValueError(
             "gptq_error is GPTQ's own error and these weights were rounded to nearest; round by gptq or use output_error"
         )
-    units, batches = network.inventory.units, renderings.part.batches
+    units, batches = study.units, renderings.part.batches
     total = len(batches) + len(units)
     position = {unit.name: u for u, unit in enumerate(units)}
     table = empty_table(units, formats)
@@ -64,7 +56,7 @@ def estimate(
             table[position[use.unit.name], f] += squared_output_error(made, weight, rows)
 
     for index, batch in enumerate(batches):
-        progress("estimate", index, total)
+        study.progress("estimate", index, total)
         add_moment = adding_to(moments, network)
 
         def visit(use: Use, rows: Rows, add_moment: Callable[[Use, Rows], None] = add_moment) -> None:
@@ -74,7 +66,7 @@ def estimate(
             run(network, batch)
     site, factor = "", None
     for u, unit in enumerate(units):
-        progress("estimate", len(batches) + u, total)
+        study.progress("estimate", len(batches) + u, total)
         for matrix, weight in enumerate(unit_weights(network.module, unit)):
             at = moments.site.get(unit.matrices[matrix].module, "")
             if not at or _rounded_plainly(network, unit):
@@ -83,7 +75,7 @@ def estimate(
                 site, factor = at, inverse_factor(moments.second[at])
             for f, fmt in measured_pairs(unit, formats):
                 table[u, f] += compensated_error(renderings(unit, fmt)[matrix], weight, factor)
-    progress("estimate", total, total)
+    study.progress("estimate", total, total)
     count = sum(predictions(network, batch) for batch in batches)
     return Estimate(table / count, None, 0, "squared output error on the data of the rounding, with its damping")
 

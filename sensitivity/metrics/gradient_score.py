@@ -26,38 +26,29 @@ import torch
 from torch import Tensor
 
 from ...kernels.formats import FORMATS
-from ..calibration import Part
 from ..changes import part_changes, row_changes
 from ..estimate import Estimate, empty_table, measured_pairs
 from ..flow import Flow, Passage, estimate_flow
-from ..network import Network, predictions
+from ..network import predictions
 from ..probe import Rows, Use
-from ..progress import Progress, Steps
-from ..render import Rendered, Renderings
+from ..render import Rendered
 from ..report import Floats
+from ..study import Study
 from ..task_loss import mean_task_loss
 from ..units import Unit
 
 LARGEST = 1e10  # of one squared product
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The scores, with standard errors over batches; one step a batch. It cannot stream: the last rule needs the whole sum."""
     flow = Flow(sums, mean_task_loss, "score of Model Optimizer's gradient method")
-    found = estimate_flow(flow, network, renderings, part, formats, seed, steps, progress)
-    total = sum(predictions(network, batch) for batch in part.batches)  # what the sum was divided by
+    found = estimate_flow(flow, study)
+    total = sum(predictions(study.network, batch) for batch in study.data.batches)  # what the sum was divided by
     loss = found.loss * total
     stderr = None if found.stderr is None else found.stderr * total
-    for u, unit in enumerate(network.inventory.units):
-        chosen = _least_so_far(unit, formats, loss[u])
+    for u, unit in enumerate(study.units):
+        chosen = _least_so_far(unit, study.formats, loss[u])
         loss[u] = loss[u, chosen]
         if stderr is not None:
             stderr[u] = stderr[u, chosen]

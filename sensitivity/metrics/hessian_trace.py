@@ -29,41 +29,31 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..calibration import Part
 from ..changes import squared_changes
 from ..estimate import Estimate, ratio_estimate
 from ..flow import scalar_of
 from ..network import Batch, Network, run, task_objective
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
+from ..study import Study
 from ..task_loss import has_labels, labelled, part_has_labels
 from ..weight_gradients import differentiable
 
 PROBES = 16  # over the whole part, at least
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The loss table with standard errors over batches; one step a batch."""
-    units = network.inventory.units
+    network, part, units = study.network, study.data, study.units
     probes = max(2, -(-PROBES // len(part.batches)))
     traces = []  # a table (units, probes) a batch
     for index, batch in enumerate(part.batches):
-        progress("estimate", index, len(part.batches))
+        study.progress("estimate", index, len(part.batches))
         labels = None if part.labels is None else part.labels[index]
-        traces.append(steps(f"batch {index}", partial(batch_traces, network, batch, labels, probes, seed + index)))
-    progress("estimate", len(part.batches), len(part.batches))
+        traces.append(study.steps(f"batch {index}", partial(batch_traces, network, batch, labels, probes, study.seed + index)))
+    study.progress("estimate", len(part.batches), len(part.batches))
     counts = [labelled(network, batch) for batch in part.batches]
     sizes = np.array([[unit.parameters] for unit in units], dtype=np.float64)
-    curvature = squared_changes(network, renderings, units, formats) / (2 * sizes)
+    curvature = squared_changes(network, study.renderings, units, study.formats) / (2 * sizes)
     sums = [table.mean(axis=1, keepdims=True) * curvature for table in traces]
     own = part_has_labels(network, part)
     quantity = f"second-order rise of the {'task loss' if own else 'divergence'}, {network.quantity}"

@@ -36,9 +36,9 @@ from ..flow import drive_whole
 from ..moments import Moments, adding_to
 from ..network import Network, predictions, run, sampled_objective
 from ..probe import Rows, Use, uses, watch_inputs
-from ..progress import Progress, Steps
-from ..render import Rendered, Renderings
+from ..render import Rendered
 from ..report import Floats
+from ..study import Study
 from ..units import Unit
 
 CACHE_BYTES = 1 << 30
@@ -57,31 +57,24 @@ class Factors:
         return self.others[module] if shared is None else self.moments.second[shared][None]
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The loss table with standard errors by leaving out batches; one step a chunk and batch."""
+    network, part = study.network, study.data
     parts = chunks(network)
     found: list[list[Floats]] = [[] for _ in part.batches]
     done, total = 0, len(parts) * len(part.batches)
     for units in parts:
-        chunk = replace(network, inventory=replace(network.inventory, units=units))
-        factors = cache(partial(input_factors, chunk, part))  # not collected where every step is known already
+        chunk = replace(study, network=replace(network, inventory=replace(network.inventory, units=units)))
+        factors = cache(partial(input_factors, chunk.network, part))  # not collected where every step is known already
         for index in range(len(part.batches)):
-            progress("estimate", done, total)
-            compute = partial(_batch, chunk, renderings, part, index, formats, seed + index, factors)
-            found[index].append(steps(f"{units[0].name} to {units[-1].name}, batch {index}", compute))
+            study.progress("estimate", done, total)
+            compute = partial(_batch, chunk, index, factors)
+            found[index].append(study.steps(f"{units[0].name} to {units[-1].name}, batch {index}", compute))
             done += 1
-    progress("estimate", total, total)
+    study.progress("estimate", total, total)
     counts = [predictions(network, batch) for batch in part.batches]
     sums = [np.pad(np.concatenate(some), ((0, 0), (0, 1)), constant_values=n) for some, n in zip(found, counts, strict=True)]
-    return jackknife_estimate(sums, partial(_table, network, formats, np.sum(sums, axis=0)), network.quantity)
+    return jackknife_estimate(sums, partial(_table, network, study.formats, np.sum(sums, axis=0)), network.quantity)
 
 
 def chunks(network: Network) -> list[tuple[Unit, ...]]:
@@ -137,18 +130,10 @@ def _adding_to(factors: Factors, network: Network) -> Callable[[Use, Rows], None
     return visit
 
 
-def _batch(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    index: int,
-    formats: Sequence[str],
-    seed: int,
-    factors: Callable[[], Factors],
-) -> Floats:
+def _batch(study: Study, index: int, factors: Callable[[], Factors]) -> Floats:
     """For every use, one batch's share of tr(G dW A dW^T) / R in each format, its sum |x|^2 and its rows: (uses, formats + 2)."""
-    known = factors()
-    position = {(use.module, use.matrix): k for k, use in enumerate(uses(network, network.inventory.units))}
+    network, part, formats, known = study.network, study.data, study.formats, factors()
+    position = {(use.module, use.matrix): k for k, use in enumerate(uses(network, study.units))}
     table = np.zeros((len(position), len(formats) + 2))
 
     def visit(use: Use, rows: Rows, g: Tensor) -> None:
@@ -158,11 +143,11 @@ def _batch(
         mine[-2] += float(len(rows.x)) if rows.one_hot else float(rows.x.square().sum(dtype=torch.float64))
         mine[-1] += len(rows.example)
         for f, fmt in measured_pairs(use.unit, formats):
-            made = renderings(use.unit, fmt)[use.matrix]
+            made = study.renderings(use.unit, fmt)[use.matrix]
             mine[f] += squared_lengths(made, weight, second, rows, g) / known.rows[use.module]
 
     labels = None if part.labels is None else part.labels[index]
-    drive_whole(network, sampled_objective, part.batches[index], labels, seed, visit)
+    drive_whole(network, sampled_objective, part.batches[index], labels, study.seed + index, visit)
     return table
 
 

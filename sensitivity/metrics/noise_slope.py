@@ -26,9 +26,9 @@ from ..calibration import Part
 from ..changes import relative_errors
 from ..estimate import Estimate, ratio_estimate
 from ..network import Network, divergence, predictions, run
-from ..progress import Progress, Steps
-from ..render import Renderings, unit_weights
+from ..render import unit_weights
 from ..report import Floats
+from ..study import Study
 from ..units import Unit
 
 LEVELS = (0.01, 0.04, 0.07, 0.1)  # t
@@ -36,32 +36,25 @@ BATCHES = 4
 STRAIGHT = 0.95  # R^2
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """a_u D for every unit and format, standard errors over the batches used; one step a unit and level."""
-    units, chosen = network.inventory.units, Part(part.batches[:BATCHES], part.digests)
+    network, units = study.network, study.units
+    chosen = Part(study.data.batches[:BATCHES], study.data.digests)
     with torch.no_grad():
         references = [run(network, batch) for batch in chosen.batches]
     measured = np.zeros((len(units), len(LEVELS), len(chosen.batches)))
     for u, unit in enumerate(units):
-        progress("estimate", u, len(units))
+        study.progress("estimate", u, len(units))
         for index, level in enumerate(LEVELS):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + u * len(LEVELS) + index)
+            generator = torch.Generator().manual_seed(study.seed * 1_000_003 + u * len(LEVELS) + index)
             compute = partial(_noisy, network, unit, level, generator, chosen, references)
-            measured[u, index] = steps(f"{unit.name} noise {level}", compute)
+            measured[u, index] = study.steps(f"{unit.name} noise {level}", compute)
     counts = [predictions(network, batch) for batch in chosen.batches]
-    relative = relative_errors(network, renderings, formats)
+    relative = relative_errors(study)
     sums = [slopes(measured[:, :, b])[:, None] * relative for b in range(len(counts))]
     bent = int((straightness(measured.sum(axis=2)) < STRAIGHT).sum())
     note = f"the divergence of {bent} of {len(units)} units does not rise in proportion to noise (R^2 below {STRAIGHT})"
-    progress("estimate", len(units), len(units))
+    study.progress("estimate", len(units), len(units))
     return ratio_estimate(sums, counts, network.quantity, (note,) if bent else ())
 
 

@@ -12,41 +12,30 @@ over batches: its standard error comes from leaving out one batch after another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..calibration import Part
 from ..changes import squared_output_error
 from ..estimate import Estimate, empty_table, jackknife_estimate, measured_pairs
 from ..flow import Passage, drive_whole
-from ..network import Network
 from ..probe import Rows, Use
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
+from ..study import Study
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """NSR for every unit and format, with standard errors over batches; one step a batch."""
+    network, part = study.network, study.data
     sums = []
     for index, batch in enumerate(part.batches):
-        progress("estimate", index, len(part.batches))
-        drive = partial(drive_whole, network, None, batch, None, seed)
-        passage = Passage(network, renderings, network.inventory.units, formats, batch, drive)
-        sums.append(steps(f"batch {index}", partial(noise_and_signal, passage)))
-    progress("estimate", len(part.batches), len(part.batches))
+        study.progress("estimate", index, len(part.batches))
+        drive = partial(drive_whole, network, None, batch, None, study.seed)
+        passage = Passage(network, study.renderings, study.units, study.formats, batch, drive)
+        sums.append(study.steps(f"batch {index}", partial(noise_and_signal, passage)))
+    study.progress("estimate", len(part.batches), len(part.batches))
     return jackknife_estimate(sums, ratio, "noise to signal of the unit's output")
 
 

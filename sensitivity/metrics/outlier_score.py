@@ -11,18 +11,14 @@ matrix of the same distribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch import Tensor
 
-from ..calibration import Part
 from ..changes import relative_errors
 from ..estimate import Estimate
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings, unit_weights
+from ..render import unit_weights
 from ..report import Floats
+from ..study import Study
 
 
 def outlier_score(weight: Tensor) -> float:
@@ -33,18 +29,10 @@ def outlier_score(weight: Tensor) -> float:
     return float((magnitude.amax(dim=0).double()[used] / mean[used]).amax()) if bool(used.any()) else 0.0
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part | None,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """Score times weights times relative error for every unit and format; no sampling error."""
-    units = network.inventory.units
-    scores = [max(outlier_score(weight) for weight in unit_weights(network.module, unit)) for unit in units]
+    units = study.units
+    scores = [max(outlier_score(weight) for weight in unit_weights(study.network.module, unit)) for unit in units]
     importance: Floats = np.array([score * unit.parameters for score, unit in zip(scores, units, strict=True)])
-    table = importance[:, None] * relative_errors(network, renderings, formats, progress)
+    table = importance[:, None] * relative_errors(study, study.progress)
     return Estimate(table, None, 0, "outlier score times weights times relative error")

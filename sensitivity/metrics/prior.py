@@ -25,13 +25,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..calibration import Part
 from ..changes import relative_errors
 from ..estimate import Estimate
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
+from ..study import Study
 from ..units import Unit
 
 LAYERS = 32  # of LLaMA-3.1-8B
@@ -40,20 +37,12 @@ FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up"), "expert": ("gate", "
 MEAN = sum(BY_ROLE.values()) / len(BY_ROLE)
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part | None,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The guess for every unit and format; no sampling error is known."""
-    relative = relative_errors(network, renderings, formats, progress)
+    relative = relative_errors(study, study.progress)
     note = "no data was used: the losses are a guess from another model's coefficients by role and this one's weight errors"
-    quantity = f"prior guess of the divergence, {network.quantity}"
-    return Estimate(coefficients(network.inventory.units)[:, None] * relative, None, 0, quantity, (note,))
+    quantity = f"prior guess of the divergence, {study.network.quantity}"
+    return Estimate(coefficients(study.units)[:, None] * relative, None, 0, quantity, (note,))
 
 
 def coefficients(units: Sequence[Unit]) -> Floats:

@@ -9,24 +9,11 @@ by the number of weights as well, so that what a byte buys follows the score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ..calibration import Part
 from ..changes import relative_errors
 from ..estimate import Estimate
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings
+from ..study import Study
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part | None,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """D for every unit and format; no sampling error."""
-    return Estimate(relative_errors(network, renderings, formats, progress), None, 0, "relative squared weight error")
+    return Estimate(relative_errors(study, study.progress), None, 0, "relative squared weight error")

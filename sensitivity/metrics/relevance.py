@@ -14,55 +14,44 @@ at once. The rule for a + b depends on their sum, so the result is not exactly t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
-from ..calibration import Part
 from ..estimate import Estimate, jackknife_estimate
 from ..flow import Passage, Visit
 from ..lrp import propagate
-from ..network import Batch, Network
+from ..network import Batch
 from ..probe import Rows, Use
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..report import Floats
+from ..study import Study
 from .noise_to_signal import noise_and_signal
 from .noise_to_signal import ratio as noise_to_signal
 
 KEPT = 5  # numbers of the account that a step keeps beside its sums
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """Omega times NSR for every unit and format, with standard errors over batches; one step a batch.
 
     Raises ValueError, naming operation and module, when the model has an operation without a rule.
     """
-    shape = (3, len(network.inventory.units), len(formats))
+    part, shape = study.data, (3, len(study.units), len(study.formats))
     accounts, sums = [], []
     for index, batch in enumerate(part.batches):
-        progress("estimate", index, len(part.batches))
-        both = steps(f"batch {index}", partial(_one, network, renderings, formats, batch))
+        study.progress("estimate", index, len(part.batches))
+        both = study.steps(f"batch {index}", partial(_one, study, batch))
         accounts.append(both[:KEPT])
         sums.append(both[KEPT:].reshape(shape))
-    progress("estimate", len(part.batches), len(part.batches))
+    study.progress("estimate", len(part.batches), len(part.batches))
     note = _note(np.stack(accounts))
     return jackknife_estimate(sums, _weighted, "share of relevance times noise to signal", (note,))
 
 
-def _one(network: Network, renderings: Renderings, formats: Sequence[str], batch: Batch) -> Floats:
+def _one(study: Study, batch: Batch) -> Floats:
     """What the account says of one batch, and its sums of noise, signal and relevance, (3, units, formats)."""
-    units = network.inventory.units
+    network, units = study.network, study.units
     position = {unit.name: u for u, unit in enumerate(units)}
     relevance = np.zeros(len(units))
     kept = np.zeros(KEPT)
@@ -75,7 +64,7 @@ def _one(network: Network, renderings: Renderings, formats: Sequence[str], batch
         account = propagate(network, batch, units, seen)
         kept[:] = account.sent, account.arrived, account.lost, account.spread, account.worst
 
-    noise, signal = noise_and_signal(Passage(network, renderings, units, formats, batch, drive))
+    noise, signal = noise_and_signal(Passage(network, study.renderings, units, study.formats, batch, drive))
     return np.concatenate([kept, np.stack([noise, signal, np.broadcast_to(relevance[:, None], noise.shape)]).ravel()])
 
 

@@ -9,32 +9,17 @@ chosen experts are scaled up to one (the second statistic of MC-MoE, arXiv 2410.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ..calibration import Part
-from ..changes import weight_damage
 from ..estimate import Estimate
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings
 from ..routing import collect_routing, require_mass
+from ..study import Study
 from .expert_frequency import share_estimate
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """Router mass per token x number of weights x relative weight error for every unit and format.
 
     Raises ValueError when a block's router cannot be found.
     """
-    routing = collect_routing(network, part, steps, progress)
+    routing = collect_routing(study.network, study.data, study.steps, study.progress)
     require_mass(routing)
-    damage = weight_damage(network, renderings, formats)
-    return share_estimate(network, routing, damage, lambda counts, mass: mass, "router mass x relative weight error")
+    return share_estimate(study, routing, lambda counts, mass: mass, "router mass x relative weight error")

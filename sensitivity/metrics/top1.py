@@ -15,39 +15,27 @@ change of standard deviation d takes the lead away. It settles ties and fades wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..calibration import Part
 from ..estimate import Estimate, ratio_estimate
 from ..measured import Trial, counted, make_bench, measure_alone, prediction_counts
-from ..network import Network
-from ..progress import Progress, Steps
-from ..render import Renderings
+from ..study import Study
 
 
-def estimate(
-    network: Network,
-    renderings: Renderings,
-    part: Part,
-    formats: Sequence[str],
-    seed: int,
-    steps: Steps,
-    progress: Progress,
-) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """The share of predictions that change for every unit and format.
 
     Raises ValueError for pooled vectors of fewer than three examples: there is no second neighbour.
     """
-    bench = make_bench(network, renderings, part)
+    network, part, bench = study.network, study.data, make_bench(study)
     pooled = network.inventory.outputs == "pooled"
     if pooled and part.examples < 3:
         raise ValueError(f"top1 compares nearest neighbours and needs 3 examples or more; the data has {part.examples}")
     score = partial(summed_changes, index=torch.cat(bench.references) if pooled else None)
-    tables = measure_alone(bench, score, formats, steps, progress)
+    tables = measure_alone(bench, score)
     counts = [count + 1 for count in prediction_counts(network, part)]
     quantity = "share of nearest neighbours changed" if pooled else "share of first choices changed"
     note = "each batch counts one prediction more, changed by the share that the margins suggest: it settles ties of the count"

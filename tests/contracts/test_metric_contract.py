@@ -19,6 +19,7 @@ from bitplan.sensitivity.flow import Flow
 from bitplan.sensitivity.inventory import take_inventory
 from bitplan.sensitivity.progress import Progress, Steps, compute_always, silent
 from bitplan.sensitivity.render import Renderings
+from bitplan.sensitivity.study import Study
 from bitplan.sensitivity.units import admits
 
 Floats = npt.NDArray[np.float64]
@@ -57,8 +58,7 @@ class Case:
 
     def estimate(self, metric: str, steps: Steps = compute_always, progress: Progress = silent) -> Estimate:
         data = self.part if METRICS[metric].needs_data else None
-        found: Estimate = METRICS[metric].estimate(self.network, self.renderings, data, PALETTE, 7, steps, progress)
-        return found
+        return METRICS[metric].estimate(Study(self.network, self.renderings, data, PALETTE, 7, steps, progress))
 
     def run(self, metric: str) -> Run:
         if METRICS[metric].only and self.network.inventory.family not in METRICS[metric].only:
@@ -192,7 +192,9 @@ def test_data_is_asked_for_where_it_is_needed(metric: str, case: Case) -> None:
         assert found.batches == 0
         return
     with pytest.raises(ValueError, match=rf"{metric} needs calibration data; .*weight_error"):
-        METRICS[metric].estimate(case.network, case.renderings, None, PALETTE, 0, compute_always, silent)
+        METRICS[metric].estimate(Study(case.network, case.renderings, None, PALETTE))
+    with pytest.raises(ValueError, match="needs calibration data"):  # asked without the check, too
+        METRICS[metric].module.estimate(Study(case.network, case.renderings, None, PALETTE))
 
 
 @metrics
@@ -201,7 +203,7 @@ def test_a_model_that_it_is_not_for_is_named(metric: str, case: Case) -> None:
         pytest.skip(f"{metric} is for every model")
     other = replace(case.network, inventory=replace(case.network.inventory, family="quantum"))
     with pytest.raises(ValueError, match=rf"{metric} is for .* and this is a quantum one; use kl_fisher"):
-        METRICS[metric].estimate(other, case.renderings, case.part, PALETTE, 0, compute_always, silent)
+        METRICS[metric].estimate(Study(other, case.renderings, case.part, PALETTE))
 
 
 @metrics
