@@ -15,6 +15,9 @@ nothing crosses a word. Each code is cut into fields of 8, 4, 2 and 1 bits, a fi
 so `words[block, row, out]` is an int32 tensor of shape (ceil(in / 32), bits, out), the output axis contiguous. For 2, 4
 and 8 bits the words are those of ordinary GPTQ checkpoints; for all widths those of GPTQModel's `gptq_p`. Inputs beyond
 the last are code 0 and are cut off when unpacking. Zero points are packed the same way, along the output axis.
+
+No field crosses a byte, so words are put together and taken apart byte by byte, lowest first: a vector instruction holds
+four times as many bytes as words.
 """
 
 from __future__ import annotations
@@ -49,29 +52,30 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         raise ValueError(f"a code lies outside [0, {2**bits}), the range of {bits} bits")
     inputs, outputs = codes.shape
     blocks = -(-inputs // WORD_VALUES)
-    padded = torch.zeros(blocks * WORD_VALUES, outputs, dtype=torch.int32)
+    padded = torch.zeros(blocks * WORD_VALUES, outputs, dtype=torch.uint8, device=codes.device)
     padded[:inputs] = codes
-    words = torch.zeros(blocks, bits, outputs, dtype=torch.int32)
+    each = torch.zeros(blocks, bits, 4, outputs, dtype=torch.uint8, device=codes.device)  # (block, row, byte, out)
     row = 0
     for width, low in FIELDS[bits]:
-        per = WORD_VALUES // width
-        field = (padded >> low).bitwise_and_(2**width - 1).view(blocks, width, per, outputs)
-        for value in range(per):  # bits pushed beyond 31 set the sign, as meant
-            words[:, row : row + width].bitwise_or_(field[:, :, value] << (width * value))
+        field = (padded >> low).bitwise_and_(2**width - 1).view(blocks, width, 4, 8 // width, outputs)
+        for value in range(8 // width):
+            each[:, row : row + width].bitwise_or_(field[:, :, :, value] << (width * value))
         row += width
-    return words
+    return each.transpose(2, 3).flatten(2).view(torch.int32)
 
 
 def unpack(words: Tensor, bits: int, inputs: int) -> Tensor:
-    """The codes, int32 of shape (inputs, out), that `pack` made `words` of."""
+    """The codes, uint8 of shape (inputs, out), that `pack` made `words` of."""
     blocks, _, outputs = words.shape
+    each = words.view(torch.uint8).view(blocks, bits, outputs, 4).transpose(2, 3).contiguous()  # (block, row, byte, out)
     codes: Tensor | None = None
     row = 0
     for width, low in FIELDS[bits]:
-        per = WORD_VALUES // width
-        shifts = (torch.arange(per, dtype=torch.int32, device=words.device) * width).view(1, 1, per, 1)
-        field = (words[:, row : row + width, None, :] >> shifts).bitwise_and_(2**width - 1)
-        field = field.view(blocks * WORD_VALUES, outputs)
+        field = each[:, row : row + width, :, None]
+        if width < 8:
+            shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=words.device)[:, None]
+            field = (field >> shifts).bitwise_and_(2**width - 1)
+        field = field.reshape(blocks * WORD_VALUES, outputs)
         codes = field if codes is None else codes.bitwise_or_(field << low)
         row += width
     assert codes is not None
@@ -130,4 +134,4 @@ def unpack_zeros(weight: PackedWeight) -> Tensor | None:
     """Zero points (groups, out) of an asymmetric weight, int32; None for a symmetric one."""
     if weight.zeros is None:
         return None
-    return unpack(weight.zeros, weight.format.bits, weight.shape[0]).T.contiguous()
+    return unpack(weight.zeros, weight.format.bits, weight.shape[0]).T.to(torch.int32, memory_format=torch.contiguous_format)
