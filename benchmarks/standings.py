@@ -57,6 +57,9 @@ def section(document: dict[str, Any], name: str) -> list[str]:
         found = losses(document, tie)
         if not found:
             continue
+        if tie == "vllm" and same_plans(document):
+            lines += ["Ties of vllm bind nothing here: the plans are the same.", ""]
+            continue
         sizes = list(found[DEFAULT])
         lines += [f"Ties: {tie}." + (f" {LEGEND}" if tie == "none" else ""), ""]
         lines += ["| " + " | ".join(["plan by", *(f"{size} bits" for size in sizes), *COLUMNS]) + " |"]
@@ -80,6 +83,7 @@ def section(document: dict[str, Any], name: str) -> list[str]:
                 f"| {contestant} | " + " | ".join(cells) + f" | {mean} | {correlation} | {' '.join(ratios)} | {cost} | {peak} |"
             )
         lines.append("")
+    lines += promises(document)
     refused = {metric: told["refused"] for metric, told in profiles.items() if "refused" in told}
     if refused:
         lines += ["Not for this model: " + "; ".join(f"{metric} ({why})" for metric, why in refused.items()) + ".", ""]
@@ -91,6 +95,41 @@ def section(document: dict[str, Any], name: str) -> list[str]:
         lines += [f"Below the narrowest plan: {', '.join(skipped)}.", ""]
     lines += [f"![Loss over the default's](tournament-{name}.svg)", ""]
     return lines
+
+
+def same_plans(document: dict[str, Any]) -> bool:
+    """Whether ties changed no plan of any contestant."""
+    plans = document["plans"]
+    return all(
+        {name: entry["bits"] for name, entry in cell["entries"].items()}
+        == {name: entry["bits"] for name, entry in plans.get("vllm " + key.split()[1], {"entries": {}})["entries"].items()}
+        for key, cell in plans.items()
+        if key.startswith("none")
+    )
+
+
+def promises(document: dict[str, Any]) -> list[str]:
+    """What the default predicted for its plans and what became of it, beside the second-order loss of the whole plan."""
+    rows = []
+    for key, cell in document["plans"].items():
+        entry = cell["entries"].get(DEFAULT, {})
+        if "joint" in entry:
+            predicted, joint, same, other = (entry[name] for name in ("predicted", "joint", "same_data", "loss"))
+            rows.append(
+                f"| {key.split()[1]} bits, ties {key.split()[0]} | {predicted:.4g} | {joint:.4g} | {same:.4g} | {other:.4g} "
+                f"| {same / predicted:.2f} | {same / joint:.2f} | {other / predicted:.2f} |"
+            )
+    if not rows:
+        return []
+    return [
+        f"What {DEFAULT} promised: the sum over units; the second-order loss of the whole plan, products of units included; and "
+        "what was measured on the data of the estimate and on other data.",
+        "",
+        "| plan | sum of units | whole plan | same data | other data | same / sum | same / whole | other / sum |",
+        "| --- |" + " --- |" * 7,
+        *rows,
+        "",
+    ]
 
 
 def _cell(name: str, entry: dict[str, Any] | None, default: dict[str, Any] | None) -> str:
@@ -108,7 +147,7 @@ def _cell(name: str, entry: dict[str, Any] | None, default: dict[str, Any] | Non
 def picture(document: dict[str, Any], name: str) -> str:
     """One panel a kind of ties: a row a contestant, a dot a size, across the loss over the default's, logarithmic."""
     panels = [(tie, losses(document, tie)) for tie in ("none", "vllm")]
-    panels = [(tie, found) for tie, found in panels if found]
+    panels = [(tie, found) for tie, found in panels if found][: 1 if same_plans(document) else 2]
     rows = max(len(found) for _, found in panels)
     width, height = len(panels) * (LEFT + PANEL + RIGHT), TOP + rows * ROW + BOTTOM
     parts = [f'<rect width="{width}" height="{height}" fill="#fff"/>']

@@ -163,12 +163,76 @@ def tournament(document: dict[str, Any], name: str) -> list[str]:
     return [*standings.section(document, name), provenance(document), ""]
 
 
+def shrink(document: dict[str, Any], name: str) -> list[str]:
+    others = list(next(iter(document["found"].values())))
+    shares = list(next(iter(document["found"].values()))[others[0]])
+    lines = [
+        "Rank correlation with the measured single units of the tournament when the logarithm of kl_fisher's losses gives way to "
+        "another's by a share: all pairs, and the mean within 2, 3 and 4 bits.",
+        "",
+        "| model | towards | " + " | ".join(shares) + " |",
+        "| --- | --- |" + " --- |" * len(shares),
+    ]
+    for model, found in document["found"].items():
+        for other, by_share in found.items():
+            cells = []
+            for one in by_share.values():
+                within = np.mean([value for key, value in one.items() if key != "all"])
+                cells.append(f"{one['all']:.3f} ({within:.3f})")
+            lines.append(f"| {model} | {other} | " + " | ".join(cells) + " |")
+    return [*lines, "", provenance(document), ""]
+
+
+def routers(document: dict[str, Any], name: str) -> list[str]:
+    free, held = document["found"]["as they like"], document["found"]["as noted"]
+    rows = len(document["rows"])
+    top = np.median([row["top_hundredth"] for row in document["rows"]])
+    return [
+        f"### {name}: what a router that changes its mind costs",
+        "",
+        f"One unit rounded at a time, {rows} pairs of unit and format. Measured over estimated by kl_fisher (median): "
+        f"{free['median_measured_over_estimated']:.2f}; with every token sent where the untouched model sends it "
+        f"{held['median_measured_over_estimated']:.2f}. Rank correlation {free['rank_correlation']:.3f} and "
+        f"{held['rank_correlation']:.3f}. One token in a hundred bears {top:.0%} of the divergence (median).",
+        "",
+        provenance(document),
+        "",
+    ]
+
+
+def peers(document: dict[str, Any], name: str) -> list[str]:
+    lines = [
+        f"### {name}: how long others take for the same search",
+        "",
+        "The same tokens and the same menu (2, 3, 4, 5, 6 and 8 bits, groups of 64) at 4 stored bits, imports and loading apart. "
+        "Processor seconds of one thread; other work shared the machine, so differences below a tenth mean nothing.",
+        "",
+        "| program | search, processor seconds | peak GB | dtype | load average |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for tool, entry in sorted(document.items(), key=lambda item: item[1]["search_process_seconds"]):
+        versions = " ".join(
+            f"{key} {value}" for key, value in entry["versions"].items() if key in ("nvidia-modelopt", "auto-round")
+        )
+        lines.append(
+            f"| {tool} {versions} | {entry['search_process_seconds']:,.0f} | {entry['peak_memory_bytes'] / 1e9:.1f} "
+            f"| {entry['dtype']} | {entry['load_average']:.1f} |"
+        )
+    commands = "; ".join(dict.fromkeys(f"`{entry['command']}`" for entry in document.values()))
+    first = next(iter(document.values()))
+    machine = first["machine"]
+    return [*lines, "", f"{commands}; {first['date']}, {machine['processor']}, {machine['torch_threads']} torch thread(s)", ""]
+
+
 SECTIONS = (
     ("tournament", "The tournament of estimators", tournament),
     ("quality", "Quality at equal stored bytes", quality),
     ("judge", "Metrics against measured single units", judge),
     ("scatter", "Labels or directions", scatter),
+    ("shrink", "Shrinking towards a steadier estimate", shrink),
+    ("routers", "Routers", routers),
     ("cost", "Cost", cost),
+    ("peers", "Other programs", peers),
     ("streaming", "Streaming", streaming),
 )
 

@@ -48,8 +48,10 @@ from bitplan.kernels.formats import FORMATS
 from bitplan.sensitivity import METRICS
 from bitplan.sensitivity.calibration import Part, assert_disjoint
 from bitplan.sensitivity.compare import standard_error
+from bitplan.sensitivity.joint import joint_loss
 from bitplan.sensitivity.network import Network, divergence, run, sampled_objective
 from bitplan.sensitivity.report import SensitivityReport
+from bitplan.sensitivity.study import Study
 from contest import PALETTE, SIZES, TIES, Contest, plan_of, rivals
 from fixtures import locate
 from machine import describe
@@ -57,6 +59,7 @@ from machine import describe
 RESULTS = Path(__file__).parent / "results"
 JUDGED = ("int2-g64-asym", "int3-g64-asym", "int4-g64-asym")
 DEFAULT = "kl_fisher"
+ITS_OWN = ("predicted", "joint", "same_data")  # of an entry; all else is measured and shared by plans that are alike
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class Tournament:
                 self.keep()
                 print(f"{self.name}: {metric} {self.document['profiles'][metric]}", flush=True)
         self.in_child(self.judge)
+        self.in_child(self.explain)
         print(f"{self.name}: done", flush=True)
 
     def in_time(self) -> None:
@@ -310,7 +314,7 @@ class Tournament:
                 self.in_time()
                 with contest.rounded(assignment), torch.no_grad():
                     done[bits] = {"bits": bits, **by_example(contest.network, part, references)}
-            cell["entries"][name] = {key: value for key, value in done[bits].items() if key != "predicted"}
+            cell["entries"][name] = {key: value for key, value in done[bits].items() if key not in ITS_OWN}
             problem = problems.get(name)
             if problem is not None and reports[name].quantity == contest.network.quantity:
                 cell["entries"][name]["predicted"] = float(problem.loss[np.arange(problem.items), choice].sum())
@@ -318,6 +322,27 @@ class Tournament:
             print(f"{self.name} {tie} {size} {name}: {cell['entries'][name]['loss']:.5g}", flush=True)
         against(cell["entries"])
         self.keep()
+
+    def explain(self) -> None:
+        """What stands between the default's predictions and what is measured: products of units, and other data."""
+        prepared = self.prepared()
+        network = prepared.loaded.network
+        assert prepared.calibration is not None
+        contest, part = Contest(network, prepared.renderings), prepared.calibration.estimate
+        study = Study(network, prepared.renderings, part, PALETTE)
+        references: list[torch.Tensor] = []
+        for cell in self.document["plans"].values():
+            entry = cell["entries"].get(DEFAULT)
+            if entry is None or "same_data" in entry:
+                continue
+            self.in_time()
+            assignment = {unit.name: f"int{bits}-g64-asym" for unit, bits in zip(contest.free, entry["bits"], strict=True)}
+            entry["joint"] = float(joint_loss(study, assignment).loss[0, 0])
+            with torch.no_grad():
+                references = references or [run(network, batch) for batch in part.batches]
+                with contest.rounded(assignment):
+                    entry["same_data"] = by_example(network, part, references)["loss"]
+            self.keep()
 
 
 def by_example(network: Network, part: Part, references: list[torch.Tensor]) -> dict[str, Any]:
