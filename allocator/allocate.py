@@ -30,6 +30,7 @@ def allocate(
     until_stable: str | None = None,
     stream: bool = False,
     sibling: str | None = None,
+    device: str = "auto",
     home: Path | str | None = None,
     progress: Progress = silent,
 ) -> Plan:
@@ -40,14 +41,15 @@ def allocate(
     and as many others for estimating, with `until_stable`, a budget, no more of them than it takes for
     the plan for that budget to stop changing. With
     `stream`, and where memory is short, one block of the model is in memory at a time. `sibling` names the stored profile of
-    a smaller model of the family to plan by before anything is measured. What has been measured before is found under
+    a smaller model of the family to plan by before anything is measured. `device` is where torch computes: `auto` takes the
+    machine's accelerator if it has one. What has been measured before is found under
     `home` (BITPLAN_HOME) and not measured again.
 
     Raises UsageError or UnknownName for a request that cannot be meant, ModelError, and Infeasible, before anything is
     measured, with the range of budgets that can be met.
     """
     named = None if formats is None else tuple(formats)
-    profile = ProfileRequest(model, metric, named, calibration, tokens, seed, rounding, until_stable, stream, sibling)
+    profile = ProfileRequest(model, metric, named, calibration, tokens, seed, rounding, until_stable, stream, sibling, device)
     text = budget.text if isinstance(budget, Budget) else str(budget)
     request = PlanRequest(profile, text, target, solver, tuple((pins or {}).items()))
     return allocate_request(request, home=home, progress=progress)
@@ -56,6 +58,7 @@ def allocate(
 def allocate_request(request: PlanRequest, *, home: Path | str | None = None, progress: Progress = silent) -> Plan:
     """The same for a request in one value."""
     request.check()
+    request.profile.check_device()
     folder = home_folder(home)
     inventory = inspect_model(request.profile.model, home=folder, progress=progress, stream=request.profile.stream)
     check_budget(inventory, request)

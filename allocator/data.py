@@ -15,7 +15,8 @@ LONGEST = 1_000_000
 
 
 def load_calibration(loaded: Loaded, source: str | None, *, tokens: int, seed: int) -> Calibration:
-    """Three disjoint parts of about `tokens` tokens each, drawn from `source` (None: the text that is shipped) by `seed`.
+    """Three disjoint parts of about `tokens` tokens each, drawn from `source` (None: the text that is shipped) by `seed`, on
+    the device of the network.
 
     Raises UsageError with the remedy when the source is empty, too small, or of the wrong kind.
     """
@@ -24,13 +25,13 @@ def load_calibration(loaded: Loaded, source: str | None, *, tokens: int, seed: i
     path = None if source is None else Path(source)
     try:
         if takes_images:
-            return _images(loaded, path, tokens, seed)
+            return _images(loaded, path, tokens, seed).to(loaded.network.device)
         tokenizer = _tokenizer(loaded)
         longest = min(_longest(loaded), getattr(tokenizer, "model_max_length", LONGEST))
         make = text_windows if inventory.outputs == "tokens" and inventory.family != "encoder" else text_sentences
         calibration = make(read_text(path), tokenizer, tokens=tokens, longest=longest, seed=seed)
         _check_range(loaded, calibration)
-        return calibration
+        return calibration.to(loaded.network.device)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

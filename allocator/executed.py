@@ -114,13 +114,13 @@ def stored_tensors(module: nn.Module, inventory: Inventory, assignment: Mapping[
             holder = module.get_submodule(matrix.module)
             packed = getattr(holder, "packed", None)
             if isinstance(packed, PackedWeight):
-                tensors |= {f"{matrix.module}.{name}": tensor.contiguous() for name, tensor in packed.tensors().items()}
+                tensors |= {f"{matrix.module}.{name}": tensor.cpu().contiguous() for name, tensor in packed.tensors().items()}
             else:
                 weight: Tensor = holder.weight  # type: ignore[assignment]
-                tensors[f"{matrix.module}.weight"] = weight.detach().to(FLOATS[assignment[unit.name]]).contiguous()
+                tensors[f"{matrix.module}.weight"] = weight.detach().cpu().to(FLOATS[assignment[unit.name]]).contiguous()
     state = module.state_dict(keep_vars=True)
     for fixed in inventory.fixed:
-        tensor = state[fixed.name].detach()
+        tensor = state[fixed.name].detach().cpu()
         tensors[fixed.name] = (tensor.to(FLOATS[fixed.dtype]) if tensor.is_floating_point() else tensor).clone()
     return tensors
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..kernels.formats import FORMATS
 from ..sensitivity.progress import Progress, silent
 from ..sensitivity.render import Renderings
 from ..sensitivity.units import Inventory
+from .device import choose_device, full_precision
 from .errors import PlanMismatch, UnknownName, VerificationFailed
 from .executed import measured_bytes, quantized_copy, save_executed
 from .home import home_folder, writing
@@ -21,16 +23,23 @@ from .source import resolve
 
 
 def execute(
-    plan: Plan, out: Path | str | None = None, *, home: Path | str | None = None, progress: Progress = silent
+    plan: Plan,
+    out: Path | str | None = None,
+    *,
+    device: str = "auto",
+    home: Path | str | None = None,
+    progress: Progress = silent,
 ) -> nn.Module:
-    """The quantized model of `plan`; with `out`, also written to that new folder, loadable with `load_executed`.
+    """The quantized model of `plan` on `device` (see `device.py`); with `out`, also written to that new folder, loadable with
+    `load_executed`.
 
-    Raises PlanMismatch when the model is not the one that was planned, UsageError when `out` is taken, VerificationFailed
-    when the file's bytes are not those promised.
+    Raises PlanMismatch when the model is not the one that was planned, UsageError when `out` is taken or the device is not
+    there, VerificationFailed when the file's bytes are not those promised.
     """
     folder = home_folder(home)
-    prepared = prepare_plan(plan, folder, progress)
-    module = executed_module(prepared, plan.assignment, progress)
+    with full_precision():
+        prepared = prepare_plan(plan, folder, progress, choose_device(device))
+        module = executed_module(prepared, plan.assignment, progress)
     if out is not None:
         target = Path(out).absolute()  # a new folder takes its place, though it were the one where we stand
         write(target, module, prepared.loaded, plan)
@@ -43,9 +52,10 @@ def execute(
     return module
 
 
-def prepare_plan(plan: Plan, home: Path, progress: Progress = silent) -> Prepared:
-    """The plan's model, data and renderings, as they were when it was profiled. Raises PlanMismatch."""
-    loaded = load_model(resolve(plan.model.id), home, progress)
+def prepare_plan(plan: Plan, home: Path, progress: Progress = silent, device: torch.device | None = None) -> Prepared:
+    """The plan's model on `device` (None: the CPU), data and renderings, as they were when it was profiled. Raises
+    PlanMismatch."""
+    loaded = load_model(resolve(plan.model.id), home, progress, device)
     check_plan(plan, loaded.network.inventory)
     if plan.provenance.profile_id is None:  # the untouched model: nothing is rendered, and no data needed
         return Prepared(loaded, None, Renderings(home, loaded.network, "nearest", None))

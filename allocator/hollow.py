@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..sensitivity.chain import Chain, find_chain
 from ..sensitivity.hollow import Read
+from ..sensitivity.network import CPU, moved
 from ..sensitivity.plain import make_plain
 from .errors import ModelError
 from .models import Loaded, further_layers, network_of, pooled_by, reading, rebuild_gguf, runs_as
@@ -61,8 +62,9 @@ class Stored:
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.dtype)
 
 
-def open_hollow(source: Source, home: Path) -> Hollow:
-    """Raises ModelError when the model cannot be taken apart into blocks, or its files do not hold what it needs."""
+def open_hollow(source: Source, home: Path, device: torch.device = CPU) -> Hollow:
+    """The model in `source`, to be run on `device`. Raises ModelError when it cannot be taken apart into blocks, or its files
+    do not hold what it needs."""
     if source.kind == "state_dict":
         raise ModelError(f"model {source.model_id!r} is a bare state dict, which is small; leave --stream out")
     with reading(source):
@@ -84,6 +86,7 @@ def open_hollow(source: Source, home: Path) -> Hollow:
             return where[id(declared[name])].read()
 
         network = network_of(source, module, outputs, pooling, lambda name, tensor: read(name) if tensor.is_meta else tensor)
+        network = moved(network, device)
     try:
         return Hollow(Loaded(network, folder), find_chain(network), read)
     except ValueError as error:

@@ -21,9 +21,11 @@ from .borrowed import borrow_profile
 from .errors import ModelError, UsageError
 from .home import StoredSteps, home_folder, read_json, write_whole, writing
 from .request import PlanRequest, ProfileRequest
-from .source import Source, larger_than_memory, resolve, resolve_here
+from .source import Source, larger_than, resolve, resolve_here
 
 if TYPE_CHECKING:
+    import torch
+
     from ..sensitivity.calibration import Calibration, Part
     from ..sensitivity.estimate import Estimate
     from ..sensitivity.network import Network
@@ -58,13 +60,14 @@ def inspect_model(model: str, *, home: Path | str | None = None, progress: Progr
     return known if known is not None else _open(source, folder, stream, progress)[0].network.inventory
 
 
-def load_model(source: Source, home: Path, progress: Progress = silent) -> Loaded:
-    """Load a model and keep its inventory. Raises ModelError."""
+def load_model(source: Source, home: Path, progress: Progress = silent, device: torch.device | None = None) -> Loaded:
+    """Load a model to `device` (None: the CPU) and keep its inventory. Raises ModelError."""
+    from ..sensitivity.network import moved
     from .models import load
 
     loaded = load(source, home, progress)
     _keep_inventory(source, loaded.network.inventory, home)
-    return loaded
+    return loaded if device is None else replace(loaded, network=moved(loaded.network, device))
 
 
 def known_profile(request: ProfileRequest, home: Path | str | None = None) -> SensitivityReport | None:
@@ -96,6 +99,7 @@ def profile_model(request: ProfileRequest, *, home: Path | str | None = None, pr
     Raises UsageError, UnknownName, ModelError.
     """
     request.check()
+    request.check_device()
     folder, source = home_folder(home), resolve(request.model)
     inventory = _stored_inventory(source, folder)
     if inventory is not None:
@@ -105,12 +109,15 @@ def profile_model(request: ProfileRequest, *, home: Path | str | None = None, pr
     if request.sibling is not None:
         own = inventory or _open(source, folder, request.stream, progress)[0].network.inventory
         return borrow_profile(request, own, folder)
-    loaded, hollow = _open(source, folder, request.stream, progress)
+    from .device import choose_device, full_precision
+
+    loaded, hollow = _open(source, folder, request.stream, progress, choose_device(request.device))
     known = stored_report(request, loaded.network.inventory, folder)
     if known is not None:
         return known
     _check_can_do(request, loaded.network.inventory, hollow)
-    return _measure(request, prepare(request, loaded, folder), hollow, folder, progress)
+    with full_precision():
+        return _measure(request, prepare(request, loaded, folder), hollow, folder, progress)
 
 
 def _check_can_do(request: ProfileRequest, inventory: Inventory, hollow: Hollow | None) -> None:
@@ -152,6 +159,7 @@ def _measure(
     identity, formats = request.profile_id(inventory), request.palette(inventory)
     started = time.perf_counter()
     settings: dict[str, Any] = {"tokens": request.tokens, "calibration": request.calibration, "rounding": request.rounding}
+    settings["device"] = str(network.device)
     part = None if calibration is None or not METRICS[request.metric].needs_data else calibration.estimate
     steps, spill = StoredSteps(home / "partial" / f"{identity}.jsonl"), Spill(home / "partial" / f"{identity}.spill")
     study = Study(network, renderings, part, formats, request.seed, steps, progress)
@@ -213,19 +221,26 @@ def _streamed(request: ProfileRequest, study: Study, hollow: Hollow, spill: Spil
     return estimate
 
 
-def _open(source: Source, home: Path, stream: bool, progress: Progress) -> tuple[Loaded, Hollow | None]:
-    """The model loaded or, where asked or where memory is short, hollow; its inventory is kept."""
-    if not (stream or larger_than_memory(source)):
-        return load_model(source, home, progress), None
+def _open(
+    source: Source, home: Path, stream: bool, progress: Progress, device: torch.device | None = None
+) -> tuple[Loaded, Hollow | None]:
+    """The model loaded to `device` (None: the CPU) or, where asked or where memory is short here or there, hollow; its
+    inventory is kept."""
+    from ..sensitivity.network import CPU
+    from .device import free_bytes
+
+    device = device or CPU
+    if not (stream or larger_than(source, min(free_bytes(CPU), free_bytes(device)))):
+        return load_model(source, home, progress, device), None
     from .hollow import open_hollow
 
     progress("load", 0, 1)
     try:
-        hollow = open_hollow(source, home)
+        hollow = open_hollow(source, home, device)
     except ModelError:
         if stream:
             raise
-        return load_model(source, home, progress), None  # it is no row of blocks: it may still fit, closely
+        return load_model(source, home, progress, device), None  # it is no row of blocks: it may still fit, closely
     progress("load", 1, 1)
     _keep_inventory(source, hollow.loaded.network.inventory, home)
     return hollow.loaded, hollow

@@ -32,7 +32,8 @@ class ProfileRequest:
     """What a profile is measured with. `formats` None means the default palette; each model's own dtype is always part.
     `until_stable` names a budget: calibration stops, before `tokens` are used up, when the plan for it has stopped changing.
     `sibling` is the id of a smaller model's stored profile that stands in for measuring. `stream` keeps one block of the
-    model in memory at a time; no number depends on it."""
+    model in memory at a time; no number depends on it. `device` is where torch computes (`device.py`); devices differ in the
+    last digits only, and a profile is the same whichever it was measured on."""
 
     model: str
     metric: str = "kl_fisher"
@@ -44,6 +45,7 @@ class ProfileRequest:
     until_stable: str | None = None
     stream: bool = False
     sibling: str | None = None
+    device: str = "auto"
 
     def check(self) -> None:
         """Raises UnknownName or UsageError before anything is loaded."""
@@ -76,6 +78,14 @@ class ProfileRequest:
                 raise UsageError(f"calibration source {source} does not exist; give a text file, or a folder of texts or images")
             if source.is_file() and not source.read_bytes()[:4096].strip():
                 raise UsageError(f"calibration source {source} is empty; give a file with text in it")
+
+    def check_device(self) -> None:
+        """Raises UsageError for a device that torch does not have here. Apart from `check`, as a plan from a stored profile
+        needs no device; torch is loaded only to look for one that is named."""
+        if self.device not in ("auto", "cpu"):
+            from .device import choose_device
+
+            choose_device(self.device)
 
     def palette(self, inventory: Inventory) -> tuple[str, ...]:
         """The formats of the profile: the asked ones and the model's own dtypes, in order of width."""

@@ -87,15 +87,13 @@ def _checked(model_id: str, path: Path) -> Source:
     return Source(model_id, path, "huggingface", _key(described))
 
 
-def larger_than_memory(source: Source) -> bool:
-    """Whether the weights, in float32 and with as much again to work in, exceed the memory that is free now."""
-    import psutil
-
+def larger_than(source: Source, free_bytes: float) -> bool:
+    """Whether the weights, in float32 and with as much again to work in, exceed the memory that is free."""
     if source.kind != "huggingface":
         return False
     stored = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
     widened = 2 if str(read_config(source.path).get("dtype", read_config(source.path).get("torch_dtype"))) != "float32" else 1
-    return bool(2 * widened * stored > psutil.virtual_memory().available)
+    return 2 * widened * stored > free_bytes
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..sensitivity.progress import Progress, silent
 from ..sensitivity.spikes import THRESHOLD, Spike, find_spikes, protected
 from .data import load_calibration
+from .device import choose_device
 from .home import home_folder
 from .profile import load_model
 from .request import ProfileRequest
@@ -19,10 +20,11 @@ __all__ = ["Spike", "protecting_pins", "spiked_units"]
 def spiked_units(request: ProfileRequest, *, home: Path | str | None = None, progress: Progress = silent) -> tuple[Spike, ...]:
     """Every unit with the largest and the 0.999 quantile of its inputs' magnitudes, those that stand out most first.
 
-    Only model, calibration, tokens and seed of `request` matter. Raises UsageError, ModelError.
+    Only model, calibration, tokens, seed and device of `request` matter. Raises UsageError, ModelError.
     """
     request.check()
-    loaded = load_model(resolve(request.model), home_folder(home), progress)
+    device = choose_device(request.device)
+    loaded = load_model(resolve(request.model), home_folder(home), progress, device)
     part = load_calibration(loaded, request.calibration, tokens=request.tokens, seed=request.seed).estimate
     return tuple(sorted(find_spikes(loaded.network, part, progress), key=lambda spike: -spike.ratio))
 

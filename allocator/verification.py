@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..kernels.float64 import as_float64
 from ..kernels.linear import BACKEND, QuantizedConv2d, QuantizedEmbedding
 from ..kernels.packing import PackedWeight
 from ..kernels.reference import dequantize
@@ -27,6 +28,7 @@ from ..sensitivity.progress import Progress, silent
 from ..sensitivity.units import Inventory
 from ..solvers.uniform import layer_order_fill, single_format
 from .data import load_calibration
+from .device import choose_device, full_precision
 from .errors import UsageError
 from .executed import measured_bytes
 from .execution import executed_module, prepare_plan, write
@@ -79,15 +81,25 @@ class ExecutionReport:
 
 
 def verify(
-    plan: Plan, *, data: str | None = None, home: Path | str | None = None, progress: Progress = silent
+    plan: Plan,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    home: Path | str | None = None,
+    progress: Progress = silent,
 ) -> ExecutionReport:
-    """Measure `plan` against its promise and its rivals on `data` (None: the part of the calibration source kept for this).
+    """Measure `plan` against its promise and its rivals on `data` (None: the part of the calibration source kept for this),
+    computing on `device` (see `device.py`).
 
     Raises PlanMismatch, UsageError, ModelError; a broken promise is reported, not raised.
     """
+    with full_precision():
+        return _verify(plan, data, choose_device(device), home_folder(home), progress)
+
+
+def _verify(plan: Plan, data: str | None, device: torch.device, folder: Path, progress: Progress) -> ExecutionReport:
     started = time.perf_counter()
-    folder = home_folder(home)
-    prepared = prepare_plan(plan, folder, progress)
+    prepared = prepare_plan(plan, folder, progress, device)
     network = prepared.loaded.network
     part = _verification_part(plan, prepared, data)
     module = executed_module(prepared, plan.assignment, progress)
@@ -138,7 +150,7 @@ def verify(
         kernel_checks=checks,
         data_fingerprint=part.fingerprint,
         examples=part.examples,
-        device="cpu",
+        device=str(network.device),
         versions=versions(),
         seconds=time.perf_counter() - started,
     )
@@ -198,7 +210,7 @@ def _check_units(prepared: Prepared, module: nn.Module, plan: Plan) -> tuple[tup
             total += float(original.square().sum())
             for path in (matrix.module, *(unit.shared_with if matrix is unit.matrices[0] else ())):
                 given, exact = _product(module.get_submodule(path), weight, generator)
-                difference = float((given.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
+                difference = float((as_float64(given) - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
                 checks.append(KernelCheck(path, BACKEND, difference, KERNEL_TOLERANCE, difference <= KERNEL_TOLERANCE))
         errors[unit.name] = lost / total if total else 0.0
     return tuple(checks), errors
@@ -207,17 +219,17 @@ def _check_units(prepared: Prepared, module: nn.Module, plan: Plan) -> tuple[tup
 def _product(holder: nn.Module, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What a packed module gives for random inputs, and what float64 gives with `weight`, its numbers, for the same."""
     if isinstance(holder, QuantizedEmbedding):
-        ids = torch.randint(len(weight), (8,), generator=generator)
-        return holder(ids), weight[ids].double()
-    bias = holder.bias.double() if isinstance(holder.bias, Tensor) else None
+        ids = torch.randint(len(weight), (8,), generator=generator).to(weight.device)
+        return holder(ids), as_float64(weight[ids])
+    bias = as_float64(holder.bias) if isinstance(holder.bias, Tensor) else None
     if isinstance(holder, QuantizedConv2d):
-        kernel = weight.double().reshape(holder.kernel_shape)
+        kernel = as_float64(weight).reshape(holder.kernel_shape)
         sides = [step * (size - 1) + 3 for size, step in zip(kernel.shape[2:], holder.dilation, strict=True)]
-        x = torch.randn(2, kernel.shape[1] * holder.groups, *sides, generator=generator)
+        x = torch.randn(2, kernel.shape[1] * holder.groups, *sides, generator=generator).to(weight.device)
         settings: Any = (holder.stride, holder.padding, holder.dilation, holder.groups)
-        return holder(x), functional.conv2d(x.double(), kernel, bias, *settings)
-    x = torch.randn(2, weight.shape[1], generator=generator)
-    return holder(x), functional.linear(x.double(), weight.double(), bias)
+        return holder(x), functional.conv2d(as_float64(x), kernel, bias, *settings)
+    x = torch.randn(2, weight.shape[1], generator=generator).to(weight.device)
+    return holder(x), functional.linear(as_float64(x), as_float64(weight), bias)
 
 
 def _paired(plan: Measured, rival: Measured) -> dict[str, float]:

@@ -45,6 +45,9 @@ Stream = Annotated[bool, typer.Option("--stream", help="Keep one block of the mo
 Sibling = Annotated[
     str | None, typer.Option(metavar="PROFILE", help="Take the losses of a smaller model's stored profile; measures nothing.")
 ]
+Device = Annotated[
+    str, typer.Option("--torch-device", metavar="NAME", help="Where torch computes: auto, cpu, cuda, cuda:1, mps, ...")
+]
 Target = Annotated[str, typer.Option(help="Engine that the plan must load in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, everything else on standard error.")]
 
@@ -79,6 +82,7 @@ def profile(
     ] = None,
     stream: Stream = False,
     sibling: Sibling = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each unit minds each format; done once, reused for every budget."""
@@ -96,6 +100,7 @@ def profile(
         until_stable=until_stable,
         stream=stream,
         sibling=sibling,
+        device=device,
     )
     with _state() as (settings, store), terminal.progress_bars() as tell:
         report = work.profile_model(store, settings.home, body.profile(), tell)
@@ -109,13 +114,14 @@ def spikes(
     tokens: Tokens = 4096,
     seed: Seed = 0,
     threshold: Annotated[float, typer.Option(min=1, help="Largest input over the 0.999 quantile, above which to protect.")] = 20,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Units that are fed a few inputs far larger than all others, and the pins that leave them as they are."""
     from ..allocator.spiked import protecting_pins, spiked_units
     from . import arguments, terminal
 
-    body = arguments.request_body(model, "100%", formats=None, calibration=calibration, tokens=tokens, seed=seed)
+    body = arguments.request_body(model, "100%", formats=None, calibration=calibration, tokens=tokens, seed=seed, device=device)
     with _state() as (settings, _), terminal.progress_bars() as tell:
         found = spiked_units(body.profile_request(), home=settings.home, progress=tell)
     pins = protecting_pins(found, threshold)
@@ -144,6 +150,7 @@ def plan(
     ] = False,
     stream: Stream = False,
     sibling: Sibling = None,
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan there as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -166,6 +173,7 @@ def plan(
         until_stable=budget if until_stable else None,
         stream=stream,
         sibling=sibling,
+        device=device,
     )
     with _state() as (settings, store), terminal.progress_bars() as tell:
         made = work.make_plan(store, settings.home, body, tell)
@@ -184,6 +192,7 @@ def frontier(
     tokens: Tokens = 4096,
     seed: Seed = 0,
     rounding: Rounding = "gptq",
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it there: .csv, .html, .svg or .png.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -202,6 +211,7 @@ def frontier(
         tokens=tokens,
         seed=seed,
         rounding=rounding,
+        device=device,
     )
     with _state() as (settings, store), terminal.progress_bars() as tell:
         planning.check_body(body)
@@ -218,6 +228,7 @@ def frontier(
 def execute(
     plan: PlanText,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the quantized model to.")],
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Write the quantized model, loadable again with bitplan."""
@@ -226,7 +237,7 @@ def execute(
 
     with _state() as (settings, store), terminal.progress_bars() as tell:
         found = arguments.find_plan(plan, store)
-        allocator.execute(found, out, home=settings.home, progress=tell)
+        allocator.execute(found, out, device=device, home=settings.home, progress=tell)
     count = found.predicted.bytes.total
     _show(
         {"plan_id": found.id, "folder": str(out), "bytes": count}
@@ -241,6 +252,7 @@ def verify(
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Measure on this; default: kept back from calibration.")
     ] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Promise against fact: bytes, kernels, loss, and the uniform rival."""
@@ -249,7 +261,7 @@ def verify(
     with _state() as (settings, store):
         found = arguments.find_plan(plan, store)
         with terminal.progress_bars() as tell:
-            report = work.verify_plan(store, settings.home, found, tell, None if data is None else str(data))
+            report = work.verify_plan(store, settings.home, found, tell, None if data is None else str(data), device)
     _show(report.to_json() if as_json else terminal.evidence_table(found, report.to_json()))
     if not report.passed:
         raise typer.Exit(4)

@@ -40,6 +40,7 @@ class ProfileBody(_Body):
     sibling: str | None = Field(
         default=None, description="id of the stored profile of a smaller model of the family, to plan by without measuring"
     )
+    device: str = Field(default="auto", description="where torch computes: auto, cpu, cuda, cuda:1, mps, ...; no part of the id")
 
     def profile_request(self) -> ProfileRequest:
         from ..allocator import ProfileRequest
@@ -55,6 +56,7 @@ class ProfileBody(_Body):
             self.until_stable,
             self.stream,
             self.sibling,
+            self.device,
         )
 
 

@@ -36,8 +36,11 @@ def profile_model(store: Store, home: Path, body: ProfileBody, tell: Tell) -> Se
     """The model's sensitivity report, stored."""
     from .. import allocator
 
+    request = body.profile_request()
+    request.check()
+    request.check_device()
     inspect_model(store, home, InspectBody(model=body.model, stream=body.stream), tell)
-    report = allocator.profile_model(body.profile_request(), home=home, progress=tell)
+    report = allocator.profile_model(request, home=home, progress=tell)
     store.put_profile(report, body)
     return report
 
@@ -61,13 +64,14 @@ def make_plan(store: Store, home: Path, body: PlanBody, tell: Tell) -> Plan:
         until_stable=body.until_stable,
         stream=body.stream,
         sibling=body.sibling,
+        device=body.device,
         home=home,
         progress=tell,
     )
     keep_sources(store, home, body)
     store.put_plan(plan)
     if body.verify and store.plan(plan.id).evidence is None:
-        verify_plan(store, home, plan, tell)
+        verify_plan(store, home, plan, tell, device=body.device)
     return store.plan(plan.id)
 
 
@@ -83,11 +87,13 @@ def keep_sources(store: Store, home: Path, body: PlanBody) -> None:
         store.put_profile(report, body.profile())
 
 
-def verify_plan(store: Store, home: Path, plan: Plan, tell: Tell, data: str | None = None) -> ExecutionReport:
+def verify_plan(
+    store: Store, home: Path, plan: Plan, tell: Tell, data: str | None = None, device: str = "auto"
+) -> ExecutionReport:
     """Measure a plan and attach what was measured to it, stored."""
     from .. import allocator
 
-    report = allocator.verify(plan, data=data, home=home, progress=tell)
+    report = allocator.verify(plan, data=data, device=device, home=home, progress=tell)
     store.put_plan(plan.model_copy(update={"evidence": report.to_json()}))
     return report
 

@@ -48,6 +48,12 @@ class Part:
     def examples(self) -> int:
         return sum(len(next(iter(batch.values()))) for batch in self.batches)
 
+    def to(self, device: torch.device) -> Part:
+        """The same examples on `device`."""
+        batches = tuple({name: tensor.to(device) for name, tensor in batch.items()} for batch in self.batches)
+        labels = None if self.labels is None else tuple(each.to(device) for each in self.labels)
+        return Part(batches, self.digests, labels)
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -56,6 +62,10 @@ class Calibration:
     render: Part
     estimate: Part
     verify: Part
+
+    def to(self, device: torch.device) -> Calibration:
+        """The same parts on `device`."""
+        return Calibration(self.render.to(device), self.estimate.to(device), self.verify.to(device))
 
 
 def assert_disjoint(*parts: Part) -> None:

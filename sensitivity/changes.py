@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ..kernels.float64 import as_float64, sum64
 from ..kernels.packing import PackedWeight
 from ..kernels.reference import gather_rows
 from .estimate import empty_table, measured_pairs
@@ -46,7 +46,7 @@ def squared_changes(network: Network, renderings: Renderings, units: Sequence[Un
         for f, fmt in measured_pairs(unit, formats):
             pairs = zip(renderings(unit, fmt), weights, strict=True)
             table[u, f] = sum(
-                float(delta.double().square().sum()) for made, weight in pairs for _, delta in rendered_slices(made, weight)
+                float(as_float64(delta).square().sum()) for made, weight in pairs for _, delta in rendered_slices(made, weight)
             )
     return table
 
@@ -60,7 +60,7 @@ def relative_errors(study: Study, progress: Progress = silent) -> Floats:
     table = empty_table(units, study.formats)
     for u, unit in enumerate(units):
         progress("estimate", u, len(units))
-        energy = sum(float(weight.double().square().sum()) for weight in unit_weights(network.module, unit))
+        energy = sum(float(as_float64(weight).square().sum()) for weight in unit_weights(network.module, unit))
         table[u] = squared_changes(network, study.renderings, [unit], study.formats)[0] / (energy or 1.0)
     progress("estimate", len(units), len(units))
     return table
@@ -75,7 +75,7 @@ def weight_damage(study: Study) -> Floats:
 def squared_output_error(made: Rendered, weight: Tensor, rows: Rows) -> float:
     """sum over rows of ||dW x_r||^2."""
     if rows.one_hot:
-        return float(row_changes(made, weight, rows.x).double().square().sum())
+        return float(as_float64(row_changes(made, weight, rows.x)).square().sum())
     delta = rendered_transposed(made) - weight.T
     columns = delta.view(delta.shape[0], len(rows.x), -1).transpose(0, 1)  # (parts, in, out_per_part)
-    return float((rows.x @ columns).square().sum(dtype=torch.float64))
+    return float(sum64((rows.x @ columns).square()))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kernels.float64 import as_float64, home
 from .changes import part_changes, squared_output_error
 from .estimate import empty_table, measured_pairs
 from .flow import Passage
@@ -21,9 +22,9 @@ from .report import Floats
 
 def column_errors(made: Rendered, weight: Tensor, parts: int = 1) -> Tensor:
     """e_j of `weight` (out, in), float64 (parts, in); part p of a grouped convolution is its p-th share of the outputs."""
-    errors = torch.zeros(parts, weight.shape[1], dtype=torch.float64)
+    errors = torch.zeros(parts, weight.shape[1], dtype=torch.float64, device=home(weight.device))
     for part, _, delta in part_changes(made, weight, parts):
-        errors[part] += delta.double().square().sum(dim=1)
+        errors[part] += as_float64(delta).square().sum(dim=1)
     return errors
 
 
@@ -37,7 +38,7 @@ def weighted_columns(passage: Passage, weigh: Callable[[Rows], Tensor]) -> Float
 
     def visit(use: Use, rows: Rows, g: Tensor) -> None:
         weight = passage.network.module.get_parameter(f"{use.module}.weight").flatten(1)
-        weights = torch.empty(0) if rows.one_hot else weigh(rows).double()
+        weights = torch.empty(0) if rows.one_hot else as_float64(weigh(rows))
         for f, fmt in measured_pairs(use.unit, passage.formats):
             made = passage.renderings(use.unit, fmt)[use.matrix]
             if rows.one_hot:

@@ -78,19 +78,19 @@ def task_figure(name: str, measured: Measured) -> float:
 def _by_example(
     network: Network, reference: Tensor, output: Tensor, batch: Batch, labels: Tensor | None
 ) -> tuple[Floats, Floats, Floats]:
-    each = divergence(network, reference, output, batch)
+    each = divergence(network, reference, output, batch).cpu()
     examples = len(output)
     if network.inventory.outputs == "tokens":
-        mask = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones(output.shape[:2], dtype=torch.bool)
+        mask = batch["attention_mask"].cpu().bool() if "attention_mask" in batch else torch.ones(output.shape[:2]).bool()
         owner = torch.arange(examples)[:, None].expand(mask.shape)[mask]
         counts = torch.zeros(examples, dtype=torch.float64).index_add_(0, owner, torch.ones(len(owner), dtype=torch.float64))
         mean = torch.zeros(examples, dtype=torch.float64).index_add_(0, owner, each) / counts
         losses = functional.cross_entropy(output[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten(), reduction="none")
         follows = mask[:, 1:]
-        likelihood = -(losses.view(examples, -1) * follows).sum(1) / follows.sum(1).clamp(min=1)
+        likelihood = -(losses.cpu().view(examples, -1) * follows).sum(1) / follows.sum(1).clamp(min=1)
         return mean.numpy(), counts.numpy(), likelihood.double().numpy()
     ones = np.ones(examples)
     if network.inventory.outputs == "pooled":
-        return each.numpy(), ones, (reference * output).sum(-1).double().numpy()
+        return each.numpy(), ones, (reference * output).sum(-1).cpu().double().numpy()
     truth = reference.argmax(-1) if labels is None else labels
-    return each.numpy(), ones, (output.argmax(-1) == truth).double().numpy()
+    return each.numpy(), ones, (output.argmax(-1) == truth).cpu().double().numpy()

@@ -18,7 +18,8 @@ Read = Callable[[str], Tensor]  # the name of a parameter -> its numbers, in the
 
 @contextmanager
 def opened(chain: Chain, read: Read, path: str) -> Iterator[None]:
-    """While open, the parameters of the block at `path` (the empty path: of the shell) are there, float32 and frozen."""
+    """While open, the parameters of the block at `path` (the empty path: of the shell) are there, float32 and frozen, on the
+    device of the network."""
     module = chain.network.module
     root = module.get_submodule(path)
     names = [f"{path}.{name}" if path else name for name, _ in root.named_parameters(remove_duplicate=False)]
@@ -29,7 +30,7 @@ def opened(chain: Chain, read: Read, path: str) -> Iterator[None]:
     try:
         for name, parameter in hollow.items():
             if id(parameter) not in filled:
-                filled[id(parameter)] = nn.Parameter(read(name).float(), requires_grad=False)
+                filled[id(parameter)] = nn.Parameter(read(name).to(chain.network.device).float(), requires_grad=False)
             _put(module, name, filled[id(parameter)])
         yield
     finally:

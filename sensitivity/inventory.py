@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from ..kernels.float64 import sum64
 from .experts import Expert
 from .units import Fixed, Inventory, Kind, Matrix, Outputs, Unit
 
@@ -112,7 +113,7 @@ def _kind(module: nn.Module, table: Tensor | None) -> Kind | None:
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise ValueError when a floating tensor holds NaN or infinity."""
-    if tensor.is_floating_point() and tensor.numel() and not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+    if tensor.is_floating_point() and tensor.numel() and not bool(torch.isfinite(sum64(tensor))):
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise ValueError(f"tensor {name!r} holds {bad} NaN or infinite values; repair or re-download the model")
@@ -187,7 +188,7 @@ def _stored(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
 def _absorb(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
     if tensor.numel():
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _reason(name: str, tensor: Tensor, modules: dict[str, nn.Module]) -> str:

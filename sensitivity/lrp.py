@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from ..kernels.float64 import sum64
 from .lrp_rules import Account, NoRule, Rule
 from .lrp_trace import Trace
 from .network import Batch, Network, run
@@ -56,9 +57,9 @@ def propagate(network: Network, batch: Batch, units: Sequence[Unit], visit: Call
         raise ValueError("relevance took the model apart and got another output; it changes values in place, which has no rule")
     _refuse_strangers(output)
     account, r = trace.account, start(network, output.detach(), batch)
-    account.sent = float(r.sum(dtype=torch.float64))
+    account.sent = float(sum64(r))
     output.backward(r)  # type: ignore[no-untyped-call]
-    account.arrived = sum(float(leaf.grad.sum(dtype=torch.float64)) for leaf in trace.leaves if leaf.grad is not None)
+    account.arrived = sum(float(sum64(leaf.grad)) for leaf in trace.leaves if leaf.grad is not None)
     if not abs(account.arrived - account.sent) <= CONSERVED * account.sent:
         raise ValueError(
             f"relevance is not conserved: {account.sent:g} was sent and {account.arrived:g} arrived; the largest error of one "

@@ -30,6 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.float64 import as_float64, sum64
+
 Apply = Callable[[Tensor, Tensor], Tensor]  # an operation linear in both: (input, weight) -> output
 Share = Callable[[Tensor], tuple[Tensor, ...]]  # relevance at the output -> relevance of each operand
 
@@ -48,8 +50,8 @@ class Account:
 
     def enter(self, where: str, r: Tensor, shares: tuple[Tensor, ...]) -> None:
         """Compare the sum of `r` with that of its `shares`, relative to the relevance sent and to the sizes in `r`."""
-        before, size = float(r.sum(dtype=torch.float64)), float(r.abs().sum(dtype=torch.float64))
-        after = sum(float(share.sum(dtype=torch.float64)) for share in shares)
+        before, size = float(sum64(r)), float(sum64(r.abs()))
+        after = sum(float(sum64(share)) for share in shares)
         error = abs(after - before) / min(x for x in (self.sent, size) if x > 0) if before != after else 0.0
         self.lost += abs(after - before)
         if not (error <= self.worst or isnan(self.worst)):  # NaN is the worst of all
@@ -58,8 +60,8 @@ class Account:
 
 def divide(r: Tensor, z: Tensor) -> Tensor:
     """r / z in float64, zero where z is zero."""
-    z = z.double()
-    return torch.where(z == 0, 0.0, r.double() / torch.where(z == 0, 1.0, z))
+    z = as_float64(z)
+    return torch.where(z == 0, 0.0, as_float64(r) / torch.where(z == 0, 1.0, z))
 
 
 def contract(
@@ -67,10 +69,11 @@ def contract(
 ) -> list[Tensor]:
     """Each operand times the derivative of apply(*operands) contracted with r / z: a share of `r` in proportion to what the
     operand contributes. What belongs to outputs with z = 0 is shared as if the operands were full of `fill`."""
-    shares, unserved = _contract(apply, [operand.double() for operand in operands], r)
+    operands = [as_float64(operand) for operand in operands]
+    shares, unserved = _contract(apply, operands, r)
     if bool(unserved.any()):
         account.spread += float(unserved.abs().sum())
-        full = [torch.full_like(operand, value, dtype=torch.float64) for operand, value in zip(operands, fill, strict=True)]
+        full = [torch.full_like(operand, value) for operand, value in zip(operands, fill, strict=True)]
         shares = [share + even for share, even in zip(shares, _contract(apply, full, unserved)[0], strict=True)]
     return shares
 
@@ -81,12 +84,13 @@ def _contract(apply: Callable[..., Tensor], operands: Sequence[Tensor], r: Tenso
         z = apply(*leaves)
         slopes = torch.autograd.grad(z, leaves, divide(r, z.detach()))
     shares = [leaf.detach() * slope for leaf, slope in zip(leaves, slopes, strict=True)]
-    return shares, torch.where(z.detach() == 0, r.double(), 0.0)
+    return shares, torch.where(z.detach() == 0, as_float64(r), 0.0)
 
 
 def positive_contributions(apply: Apply, x: Tensor, weight: Tensor, r: Tensor, account: Account) -> tuple[Tensor]:
     """The relevance of x in apply(x, weight), alpha 1 and beta 0."""
-    up, down = weight.double().clamp(min=0), weight.double().clamp(max=0)
+    weight = as_float64(weight)
+    up, down = weight.clamp(min=0), weight.clamp(max=0)
     both = contract(lambda a, b: apply(a, up) + apply(b, down), (x.clamp(min=0), x.clamp(max=0)), r, (1, -1), account)
     return (both[0] + both[1],)
 
@@ -95,7 +99,7 @@ def bounded_contributions(apply: Apply, x: Tensor, weight: Tensor, r: Tensor, ac
     """The relevance of the pixels x (B, C, H, W) in apply(x, weight), z^B with each channel's own bounds in each image."""
     low = x.amin((2, 3), keepdim=True).expand_as(x)
     high = x.amax((2, 3), keepdim=True).expand_as(x)
-    weight = weight.double()
+    weight = as_float64(weight)
     up, down = weight.clamp(min=0), weight.clamp(max=0)
     shares = contract(lambda a, b, c: apply(a, weight) - apply(b, up) - apply(c, down), (x, low, high), r, (0, -1, 1), account)
     return (sum(shares[1:], shares[0]),)
@@ -127,8 +131,9 @@ def sum_shares(a: Tensor, b: Tensor, r: Tensor, examples: int) -> tuple[Tensor, 
 
     Where the raw sums of both are zero, each receives half of what comes.
     """
-    s = divide(r, a.double() + b.double())
-    of_a, of_b, whole = (_by_example(term, examples) for term in (a.double() * s, b.double() * s, r.double()))
+    r, a, b = as_float64(r), as_float64(a), as_float64(b)
+    s = divide(r, a + b)
+    of_a, of_b, whole = (_by_example(term, examples) for term in (a * s, b * s, r))
     sum_a, sum_b = of_a.sum(1, keepdim=True), of_b.sum(1, keepdim=True)
     size = sum_a.abs() + sum_b.abs()
     scale = divide(whole.sum(1, keepdim=True), size)
@@ -153,12 +158,12 @@ class Rule(torch.autograd.Function):
         ctx: Any, compute: Callable[..., Tensor], share: Share, account: Account, where: str, *operands: Tensor
     ) -> Tensor:
         ctx.share, ctx.account, ctx.where = share, account, where
-        ctx.dtypes = [operand.dtype for operand in operands]
+        ctx.kinds = [(operand.device, operand.dtype) for operand in operands]
         return compute(*operands)
 
     @staticmethod
     def backward(ctx: Any, r: Tensor) -> tuple[Any, ...]:
-        shares = tuple(share.to(dtype) for share, dtype in zip(ctx.share(r), ctx.dtypes, strict=True))
+        shares = tuple(share.to(*kind) for share, kind in zip(ctx.share(r), ctx.kinds, strict=True))
         ctx.account.enter(ctx.where, r, shares)
         return None, None, None, None, *shares
 

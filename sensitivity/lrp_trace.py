@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ..kernels.float64 import as_float64
 from .experts import Experts
 from .lrp_rules import (
     Account,
@@ -202,10 +203,10 @@ class Trace(TorchFunctionMode):
         scores = self.matmul(query, key.transpose(-1, -2))
         scores = self.multiply(scores, query.shape[-1] ** -0.5 if scale is None else scale)
         if is_causal:
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
-                attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+                attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
             scores = self.add(scores, attn_mask)
         return self.matmul(self.identity(torch.softmax, scores, -1), value)
 
@@ -216,7 +217,7 @@ class Trace(TorchFunctionMode):
         if not (_free(a) and _free(b)):
             x = a if _free(a) else b
             compute = (lambda value: func(value, b)) if x is a else (lambda value: func(a, value))
-            return self.rule(name, compute, lambda r: (r.double().sum_to_size(x.shape),), x)
+            return self.rule(name, compute, lambda r: (as_float64(r).sum_to_size(x.shape),), x)
         shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
         a, b = a.expand(shape), b.expand(shape)  # autograd adds up what comes to the copies
         return self.rule(name, func, partial(share, a.detach(), b.detach()), a, b)

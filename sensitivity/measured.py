@@ -52,7 +52,7 @@ def prediction_counts(network: Network, part: Part) -> list[int]:
 def counted(network: Network, each: Tensor, batch: Batch) -> Tensor:
     """`each`, rows of one a prediction and padding, without the padding."""
     if network.inventory.outputs == "tokens" and "attention_mask" in batch:
-        return each[batch["attention_mask"].flatten().bool()]
+        return each[batch["attention_mask"].flatten().bool().to(each.device)]
     return each
 
 

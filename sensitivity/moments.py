@@ -57,7 +57,7 @@ def adding_to(moments: Moments, network: Network) -> Callable[[Use, Rows], None]
             latest.append((leader, rows.source, cut))
             del latest[:-4]
             if leader not in second:
-                second[leader] = torch.zeros(x.shape[1], x.shape[1])
+                second[leader] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
             second[leader].addmm_(x.T, x)
 
     return visit

@@ -20,30 +20,43 @@ estimated by drawn labels scatter by 33 % from draw to draw, by random signs 19 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..kernels.float64 import as_float64, sum64
 from .units import QUANTITIES, Inventory
 
 Batch = dict[str, Tensor]
+CPU = torch.device("cpu")
 Pooling = Literal["mean", "first", "pooler", "none"]
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A plain module (see `plain.py`), its inventory, and how its hidden states are pooled where it has no softmax head."""
+    """A plain module (see `plain.py`), its inventory, and how its hidden states are pooled where it has no softmax head.
+
+    All that the module holds is on `device`, but for weights that are read only when they are needed (`hollow.py`); what runs
+    through it has to be there too (`Part.to`).
+    """
 
     module: nn.Module
     inventory: Inventory
     pooling: Pooling = "none"
+    device: torch.device = CPU
 
     @property
     def quantity(self) -> str:
         return QUANTITIES[self.inventory.outputs]
+
+
+def moved(network: Network, device: torch.device) -> Network:
+    """The network on `device`; its module itself is moved, and tied weights stay tied."""
+    network.module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))  # type: ignore[no-untyped-call]
+    return replace(network, device=device)
 
 
 def run(network: Network, batch: Batch, module: nn.Module | None = None) -> Tensor:
@@ -67,7 +80,7 @@ def _pool(pooling: Pooling, result: object, batch: Batch) -> Tensor:
     hidden: Tensor = result.last_hidden_state  # type: ignore[attr-defined]
     if pooling == "first":
         return hidden[:, 0]
-    mask = batch.get("attention_mask", torch.ones(hidden.shape[:2]))[..., None].to(hidden.dtype)
+    mask = batch.get("attention_mask", torch.ones(hidden.shape[:2], device=hidden.device))[..., None].to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1)
 
 
@@ -87,11 +100,12 @@ def sampled_objective(
 
 @torch.no_grad()
 def random_direction(network: Network, output: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-    """c, of the shape of `output`, with E c c^T the Fisher information of each prediction."""
+    """c, of the shape of `output`, with E c c^T the Fisher information of each prediction. Drawn on the CPU: the same numbers
+    for every device."""
     if network.inventory.outputs == "pooled":
-        return torch.randn(output.shape, generator=generator)
+        return torch.randn(output.shape, generator=generator).to(output.device)
     p = output.softmax(-1)
-    signed = torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1) * p.sqrt()
+    signed = torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).to(p.device).mul_(2).sub_(1) * p.sqrt()
     direction = signed - p * signed.sum(-1, keepdim=True)
     if network.inventory.outputs == "tokens" and "attention_mask" in batch:
         direction *= batch["attention_mask"][..., None]
@@ -117,9 +131,9 @@ def task_objective(network: Network, output: Tensor, batch: Batch, labels: Tenso
 def divergence(network: Network, reference: Tensor, output: Tensor, batch: Batch) -> Tensor:
     """How far `output` is from `reference`, float64: one number a token (masked ones left out) or an example."""
     if network.inventory.outputs == "pooled":
-        return (reference.double() - output.double()).square().sum(-1) / 2  # exact for small ones, where 1 - cosine is not
+        return (as_float64(reference) - as_float64(output)).square().sum(-1) / 2  # exact for small ones, where 1 - cosine is not
     p, q = reference.flatten(0, -2).log_softmax(-1), output.flatten(0, -2).log_softmax(-1)
-    each = (p.exp() * (p - q)).sum(-1, dtype=torch.float64).clamp_(min=0)
+    each = sum64(p.exp() * (p - q), -1).clamp_(min=0)
     if network.inventory.outputs == "tokens" and "attention_mask" in batch:
-        each = each[batch["attention_mask"].flatten().bool()]
+        each = each[batch["attention_mask"].flatten().bool().to(each.device)]
     return each

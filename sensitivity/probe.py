@@ -36,11 +36,13 @@ class Use:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """`x` (parts, R, in_per_part), or the R ids of an embedding lookup; `example` (R,) says whose rows they are;
+    """`x` (parts, R, in_per_part), or the R ids of an embedding lookup; `example` (R,) says whose rows they are, `position`
+    (R,) which they are among all rows of the batch, of which padding and other experts have some;
     `source` is the very tensor the module received: modules fed the same tensor share it."""
 
     x: Tensor
     example: Tensor
+    position: Tensor
     keep: Tensor | None
     source: Tensor
     conv: bool
@@ -122,17 +124,18 @@ def _hooked(network: Network, units: Sequence[Unit], make_hook: Callable[[Use], 
 
 
 def _rows(network: Network, batch: Batch, use: Use, module: nn.Module, received: Tensor) -> Rows:
-    examples = len(next(iter(batch.values())))
+    examples, device = len(next(iter(batch.values()))), received.device
     if isinstance(module, nn.Conv2d):
         padded = functional.pad(received, module._reversed_padding_repeated_twice)
         patches = functional.unfold(padded, module.kernel_size, module.dilation, 0, module.stride)  # (B, in * kh * kw, L)
         count = patches.shape[2]
         x = patches.transpose(1, 2).flatten(0, 1)
         x = x.view(len(x), module.groups, -1).transpose(0, 1)
-        return Rows(x, torch.arange(examples).repeat_interleave(count), None, received, conv=True)
+        position = torch.arange(examples * count, device=device)
+        return Rows(x, position // count, position, None, received, conv=True)
     owner = network.module.get_submodule(use.module.rpartition(".")[0]) if "." in use.module else None
     flat = received.flatten() if isinstance(module, nn.Embedding) else received.flatten(0, -2)
-    position = torch.arange(len(flat))
+    position = torch.arange(len(flat), device=device)
     total = len(flat)
     if isinstance(owner, Expert):
         position, total = owner.positions, owner.total
@@ -142,4 +145,4 @@ def _rows(network: Network, batch: Batch, use: Use, module: nn.Module, received:
         keep = mask.flatten().bool()[position]
         flat, position = flat[keep], position[keep]
     example = position // max(1, total // examples)
-    return Rows(flat if isinstance(module, nn.Embedding) else flat[None], example, keep, received, conv=False)
+    return Rows(flat if isinstance(module, nn.Embedding) else flat[None], example, position, keep, received, conv=False)

@@ -79,7 +79,7 @@ class Renderings:
         path = self._path(unit, fmt)
         if not path.exists():
             raise KeyError(f"unit {unit.name!r} has not been rendered in {fmt}")
-        tensors = load_file(path)
+        tensors = {name: tensor.to(self.network.device) for name, tensor in load_file(path).items()}
         return tuple(
             PackedWeight(FORMATS[fmt], m.shape, tensors[f"{i}.words"], tensors[f"{i}.scales"], tensors.get(f"{i}.zeros"))
             for i, m in enumerate(unit.matrices)
@@ -130,7 +130,7 @@ class Renderings:
         return self.folder / f"{unit.name}@{fmt}.safetensors"
 
     def _save(self, unit: Unit, fmt: str, matrices: Sequence[PackedWeight]) -> None:
-        tensors = {f"{i}.{name}": tensor for i, packed in enumerate(matrices) for name, tensor in packed.tensors().items()}
+        tensors = {f"{i}.{name}": tensor.cpu() for i, packed in enumerate(matrices) for name, tensor in packed.tensors().items()}
         path = self._path(unit, fmt)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:

@@ -100,6 +100,7 @@ def route(network: Network, batch: Batch) -> Floats:
 
 def tally(chosen: Tensor, logits: Tensor | None, experts: int) -> Floats:
     """Counts and mass (2, experts) of tokens sent to `chosen` (T, slots) by `logits` (T, experts)."""
+    chosen, logits = chosen.cpu(), None if logits is None else logits.cpu()
     token, slot = torch.where(chosen < experts)  # some models send a token nowhere by a number beyond the last expert
     sent = chosen[token, slot]
     counts = torch.bincount(sent, minlength=experts).double()

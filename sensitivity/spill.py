@@ -25,7 +25,7 @@ class Spill:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            save_file({"tensor": tensor.detach().contiguous()}, temporary)
+            save_file({"tensor": tensor.detach().cpu().contiguous()}, temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.float64 import sum64
 from .probe import Rows
 
 
@@ -21,7 +22,7 @@ def squared_gradients(rows: Rows, g: Tensor, examples: int | None) -> Tensor:
     """(parts, in, out_per_part) by token, or by example when the number of `examples` is given."""
     if examples is None:
         return rows.x.square().transpose(1, 2) @ g.square()
-    total = torch.zeros(len(g), rows.x.shape[2], g.shape[2])
+    total = torch.zeros(len(g), rows.x.shape[2], g.shape[2], device=g.device)
     for example in range(examples):
         mine = rows.example == example
         total += (rows.x[:, mine].transpose(1, 2) @ g[:, mine]).square()
@@ -34,7 +35,7 @@ def squared_lookup_gradients(rows: Rows, g: Tensor, examples: int | None) -> tup
         return rows.x, g[0].square()
     vocabulary = int(rows.x.max()) + 1 if len(rows.x) else 1
     keys, place = torch.unique(rows.example * vocabulary + rows.x, return_inverse=True)  # a word twice in an example adds up
-    summed = torch.zeros(len(keys), g.shape[2]).index_add_(0, place, g[0])
+    summed = torch.zeros(len(keys), g.shape[2], device=g.device).index_add_(0, place, g[0])
     return keys % vocabulary, summed.square()
 
 
@@ -46,7 +47,7 @@ def trace(rows: Rows, g: Tensor, examples: int | None) -> float:
         squares = rows.x.square().sum(dim=2) * g.square().sum(dim=2)
     else:
         squares = squared_gradients(rows, g, examples)
-    return float(squares.sum(dtype=torch.float64))
+    return float(sum64(squares))
 
 
 def examples_of(outputs: str, examples: int) -> int | None:

@@ -170,8 +170,12 @@ def _forward(stream: Stream, part: PartName, k: int) -> None:
     given = _given(stream, part)
     with opened(stream.chain, stream.read, stream.chain.blocks[k]):
         for b in missing:
-            hidden = through(stream.chain, k, stream.spill.get(f"{part}-h{k}-{b}"), given[b])
+            hidden = through(stream.chain, k, _spilled(stream, f"{part}-h{k}-{b}"), given[b])
             stream.spill.put(f"{part}-h{k + 1}-{b}", _finite(hidden, f"what leaves {stream.chain.blocks[k]!r}"))
+
+
+def _spilled(stream: Stream, name: str) -> Tensor:
+    return stream.spill.get(name).to(stream.chain.network.device)
 
 
 def _unrendered(stream: Stream) -> bool:
@@ -193,7 +197,7 @@ def _render(stream: Stream, k: int | None) -> None:
     given = [] if renderings.part is None or k is None else _given(stream, "render")
     with opened(chain, stream.read, path):
         for b, batch in enumerate(() if renderings.part is None else renderings.part.batches):
-            hidden = stream.spill.get(f"render-h{len(chain.blocks) if k is None else k}-{b}")
+            hidden = _spilled(stream, f"render-h{len(chain.blocks) if k is None else k}-{b}")
             with watch_inputs(chain.network, batch, units, adding_to(moments, chain.network)):
                 if k is None:
                     with leaving(chain, batch, hidden):
@@ -222,7 +226,7 @@ def _drive_out(stream: Stream, b: int, draw: int) -> Tensor:
     """Run the shell on h_L and the objective's gradient back: to the h_L that is returned and, where units of the shell are
     watched, on from h_0 to where the shell made it."""
     batch, part = stream.part.batches[b], stream.part
-    last = stream.spill.get(f"estimate-h{len(stream.chain.blocks)}-{b}").requires_grad_()
+    last = _spilled(stream, f"estimate-h{len(stream.chain.blocks)}-{b}").requires_grad_()
     labels = None if part.labels is None else part.labels[b]
     assert stream.flow.objective is not None
     with torch.enable_grad(), leaving(stream.chain, batch, last) as (output, first):
@@ -230,7 +234,7 @@ def _drive_out(stream: Stream, b: int, draw: int) -> Tensor:
         scalar = scalar_of(stream.flow.objective, stream.chain.network, output, batch, labels, seed)
         scalar.backward()  # type: ignore[no-untyped-call]
         if first.requires_grad:
-            first.backward(stream.spill.get(f"g0-{b}-{draw}"))  # type: ignore[no-untyped-call]
+            first.backward(_spilled(stream, f"g0-{b}-{draw}"))  # type: ignore[no-untyped-call]
     return last
 
 
@@ -246,8 +250,8 @@ def _backward(stream: Stream, k: int) -> None:
 
 def _drive_back(stream: Stream, k: int, b: int, draw: int, given: Given) -> Tensor:
     """Block k forward and backward; the gradient is left at the h_k that is returned."""
-    hidden = stream.spill.get(f"estimate-h{k}-{b}").requires_grad_()
-    gradient = stream.spill.get(f"g{k + 1}-{b}-{draw}")
+    hidden = _spilled(stream, f"estimate-h{k}-{b}").requires_grad_()
+    gradient = _spilled(stream, f"g{k + 1}-{b}-{draw}")
     with torch.enable_grad():
         through(stream.chain, k, hidden, given).backward(gradient)  # type: ignore[no-untyped-call]
     return hidden
@@ -273,7 +277,7 @@ def _sums(stream: Stream, k: int) -> None:
         if stream.flow.objective is None:
             nothing = torch.empty(0)
             with torch.no_grad(), watch_inputs(network, batch, units, lambda use, rows: visit(use, rows, nothing)):
-                through(stream.chain, k, stream.spill.get(f"estimate-h{k}-{b}"), given)
+                through(stream.chain, k, _spilled(stream, f"estimate-h{k}-{b}"), given)
         else:
             with watch_gradients(network, batch, units, visit):
                 _drive_back(stream, k, b, draw, given)
@@ -297,7 +301,7 @@ def _count_tokens(stream: Stream, k: int) -> Floats:
     with opened(stream.chain, stream.read, stream.chain.blocks[k]):
         for b, batch in enumerate(stream.part.batches):
             with watch_inputs(stream.chain.network, batch, experts, visit):
-                through(stream.chain, k, stream.spill.get(f"estimate-h{k}-{b}"), given[b])
+                through(stream.chain, k, _spilled(stream, f"estimate-h{k}-{b}"), given[b])
     return np.array([count.get(unit.name, np.nan) for unit in units], dtype=np.float64)
 
 
@@ -309,7 +313,7 @@ def _sums_shell(stream: Stream) -> None:
         if stream.flow.objective is None:
             nothing = torch.empty(0)
             watched = watch_inputs(network, batch, units, lambda use, rows: visit(use, rows, nothing))
-            with torch.no_grad(), watched, leaving(stream.chain, batch, stream.spill.get(f"estimate-h{depth}-{b}")):
+            with torch.no_grad(), watched, leaving(stream.chain, batch, _spilled(stream, f"estimate-h{depth}-{b}")):
                 pass
         else:
             with watch_gradients(network, batch, units, visit):

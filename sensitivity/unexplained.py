@@ -25,6 +25,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..kernels.float64 import as_float64, sum64
 from ..kernels.rounding import inverse_factor
 from .changes import squared_output_error
 from .estimate import Estimate, empty_table, measured_pairs, ratio_estimate
@@ -50,9 +51,9 @@ class Unexplained:
 
 def by_all_others(moment: Tensor) -> Unexplained:
     """1 / [H^-1]_jj, in whatever order columns are rounded. `moment` (in, in) is the sum of x x^T."""
-    moment = moment.double()
-    mean = float(moment.diagonal().mean())
-    damped = moment + DAMPING * (mean if mean > 0 else 1.0) * torch.eye(len(moment), dtype=torch.float64)
+    exact = as_float64(moment)
+    mean = float(exact.diagonal().mean())
+    damped = exact + DAMPING * (mean if mean > 0 else 1.0) * torch.eye(len(exact), dtype=torch.float64, device=exact.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return _unexplained(moment, inverse / inverse.diagonal(), 1 / inverse.diagonal())
 
@@ -60,17 +61,19 @@ def by_all_others(moment: Tensor) -> Unexplained:
 def by_those_open(moment: Tensor) -> Unexplained:
     """1 / d_j^2 in the order, and with the damping, in which our GPTQ rounds columns. `moment` (in, in) is the sum of x x^T."""
     factor = inverse_factor(moment)
-    upper = factor.upper.double()
-    mixing, value = torch.empty_like(upper), torch.empty(len(upper), dtype=torch.float64)
-    mixing[factor.order[:, None], factor.order] = (upper / upper.diagonal()[:, None]).T
-    value[factor.order] = upper.diagonal() ** -2
-    return _unexplained(moment.double(), mixing, value)
+    upper = as_float64(factor.upper)
+    order = factor.order.to(upper.device)
+    mixing, value = torch.empty_like(upper), torch.empty_like(upper.diagonal())
+    mixing[order[:, None], order] = (upper / upper.diagonal()[:, None]).T
+    value[order] = upper.diagonal() ** -2
+    return _unexplained(moment, mixing, value)
 
 
 def _unexplained(moment: Tensor, mixing: Tensor, value: Tensor) -> Unexplained:
+    device, moment = moment.device, as_float64(moment)
     squares = ((moment @ mixing) * mixing).sum(dim=0)
     floor = torch.where(moment.diagonal() > 0, value - squares, 0.0).clamp(min=0)
-    return Unexplained(mixing.float(), floor)
+    return Unexplained(mixing.float().to(device), floor)
 
 
 @torch.no_grad()
@@ -134,10 +137,10 @@ def _sums(
                 made = study.renderings(use.unit, fmt)[use.matrix]
                 table[position[use.unit.name], f] += squared_output_error(made, weight, rows)
         elif use.module in left:
-            squares[use.module] = squares[use.module] + (rows.x @ left[use.module].mixing).square().sum(1, dtype=torch.float64)
+            squares[use.module] = squares[use.module] + sum64((rows.x @ left[use.module].mixing).square(), 1)
         elif use.module not in site:
             before = squares.get(use.module, 0.0)
-            squares[use.module] = before + rows.x.square().sum(1, dtype=torch.float64)
+            squares[use.module] = before + sum64(rows.x.square(), 1)
 
     with watch_inputs(network, batch, units, visit):
         run(network, batch)

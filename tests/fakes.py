@@ -162,12 +162,16 @@ def allocate(model: str, budget: str, *, home: Path | str | None = None, progres
     return allocator.plan_from_profile(found, measured, request)
 
 
-def verify(of: Plan, *, data: str | None = None, home: Path | str | None = None, progress: Any = None) -> FakeReport:
+def verify(
+    of: Plan, *, data: str | None = None, device: str = "auto", home: Path | str | None = None, progress: Any = None
+) -> FakeReport:
     _tell(progress, "verify", 4)
     return FakeReport(evidence(of, passed=of.model.id != "liar"))
 
 
-def execute(of: Plan, out: Path | str | None = None, *, home: Path | str | None = None, progress: Any = None) -> None:
+def execute(
+    of: Plan, out: Path | str | None = None, *, device: str = "auto", home: Path | str | None = None, progress: Any = None
+) -> None:
     _tell(progress, "execute", 2)
     if out is not None:
         Path(out).mkdir(parents=True)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import fakes
+from bitplan import allocator
 from bitplan.allocator import Plan, ProfileRequest
 from bitplan.api.cli import main
 from bitplan.api.schema import PlanSummary
@@ -114,6 +115,31 @@ class TestOthers:
         assert losses["int2-g64"] > losses["int4-g64"] > losses["bf16"] == 0
         report = run("profile", "tiny", "--formats", "int4-g64,int2-g64", "--json").document
         assert report["formats"] == ["int2-g64", "int4-g64", "bf16"]
+
+    @pytest.mark.parametrize("command", ["profile", "frontier", "spikes"])
+    def test_a_device_that_is_not_there_costs_one_sentence(self, run: Run, command: str) -> None:
+        done = run(command, "tiny", "--torch-device", "warp:9")
+        assert done.status == 2
+        assert "bitplan: torch has no device 'warp:9' on this machine; choose one of: auto, cpu" in done.err
+
+    def test_the_device_reaches_what_computes(self, run: Run, plan_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = []
+        for name in ("allocate", "execute", "verify"):
+            whole = getattr(allocator, name)
+
+            def note(*given: Any, whole: Callable[..., Any] = whole, **named: Any) -> Any:
+                seen.append(named["device"])
+                return whole(*given, **named)
+
+            monkeypatch.setattr(allocator, name, note)
+        for device in (["--torch-device", "cpu"], []):
+            for command in (
+                ["plan", "tiny", "--budget", "30%"],
+                ["execute", plan_id, "--out", str(len(device))],
+                ["verify", plan_id],
+            ):
+                assert run(*command, *device).status == 0
+        assert seen == ["cpu"] * 3 + ["auto"] * 3
 
     def test_frontier_prints_a_table_and_writes_what_the_name_says(self, run: Run) -> None:
         points = run("frontier", "tiny", "--target", "vllm", "--json").document["points"]

@@ -27,6 +27,7 @@ from bitplan.allocator import (
     known_profile,
     profile_model,
 )
+from bitplan.allocator.device import choose_device
 from bitplan.allocator.request import DEFAULT_FORMATS
 from bitplan.sensitivity import METRICS
 from shelf import Shelf
@@ -116,7 +117,8 @@ def test_a_report_says_what_was_measured(whole: SensitivityReport, request_: Pro
     assert whole.formats == (*FORMATS, "bf16")
     assert whole.id == request_.profile_id(replace(found, model_id=request_.model))
     assert (whole.metric, whole.quantity, whole.seed) == ("kl_fisher", "nats per token", 0)
-    assert whole.settings == {"tokens": request_.tokens, "calibration": request_.calibration, "rounding": "gptq"}
+    settings = {"tokens": request_.tokens, "calibration": request_.calibration, "rounding": "gptq"}
+    assert whole.settings == settings | {"device": str(choose_device("auto"))}
     assert whole.inventory_fingerprint == found.fingerprint
     assert whole.batches == BATCHES
     assert whole.stderr is not None

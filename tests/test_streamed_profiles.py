@@ -98,7 +98,7 @@ class TestProfiles:
         from bitplan.allocator import profile
 
         stages: set[str] = set()
-        monkeypatch.setattr(profile, "larger_than_memory", lambda source: True)
+        monkeypatch.setattr(profile, "larger_than", lambda source, free_bytes: True)
         found = profile_model(
             replace(request_, stream=False), home=tmp_path, progress=lambda stage, done, total: stages.add(stage)
         )

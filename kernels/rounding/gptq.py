@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..float64 import home
 from ..formats import Format
 from ..packing import PackedWeight, pack_weight
 from .grid import fit_grids
@@ -44,11 +45,12 @@ class Factor:
 def inverse_factor(second_moment: Tensor) -> Factor:
     """The Factor of H (in, in). Inputs that never occur are given the mean diagonal, which makes them plain rounding;
     damping grows tenfold until the factor exists."""
+    device, inputs = second_moment.device, len(second_moment)
+    second_moment = second_moment.to(home(device))
     diagonal = second_moment.diagonal().to(torch.float64, copy=True)
     mean = float(diagonal.mean())
     if not mean > 0:
-        inputs = len(second_moment)
-        return Factor(torch.arange(inputs), torch.eye(inputs), torch.ones(inputs))
+        return Factor(torch.arange(inputs, device=device), torch.eye(inputs, device=device), torch.ones(inputs, device=device))
     diagonal[diagonal == 0] = mean
     importance = (diagonal / mean).to(torch.float32)
     order = torch.argsort(diagonal, descending=True, stable=True)
@@ -57,7 +59,7 @@ def inverse_factor(second_moment: Tensor) -> Factor:
         damped = second_moment[order[:, None], order].to(torch.float64)
         damped.diagonal().copy_(diagonal[order] + damping)
         try:
-            return Factor(order, _inverse_upper(damped), importance)
+            return Factor(*(tensor.to(device) for tensor in (order, _inverse_upper(damped), importance)))
         except RuntimeError:  # torch's LinAlgError: not positive definite in float64
             damping *= 10
 
@@ -81,7 +83,7 @@ def round_gptq(weight: Tensor, factor: Factor, formats: Sequence[Format]) -> lis
     columns = weight.detach().to(torch.float32).T.contiguous()
     grids = [fit_grids(columns, fmt, factor.importance) for fmt in formats]
     scales, zeros = (torch.stack(tables) for tables in zip(*grids, strict=True))
-    codes = torch.empty(len(formats), inputs, outputs, dtype=torch.uint8)
+    codes = torch.empty(len(formats), inputs, outputs, dtype=torch.uint8, device=weight.device)
     rows_at_once = max(1, WEIGHTS_AT_ONCE // inputs)
     for start in range(0, outputs, rows_at_once):
         rows = slice(start, start + rows_at_once)
@@ -102,12 +104,12 @@ def _compensate(
     Consumes `weights`. `group_of` (in,) is the group of each column, in the same order.
     """
     upper, inputs = factor.upper, weights.shape[1]
-    codes = torch.empty(weights.shape, dtype=torch.uint8)
-    levels = torch.tensor([2.0**fmt.bits - 1 for fmt in formats])[:, None]
+    codes = torch.empty(weights.shape, dtype=torch.uint8, device=weights.device)
+    levels = torch.tensor([2.0**fmt.bits - 1 for fmt in formats], device=weights.device)[:, None]
     groups = group_of.tolist()
     for block in range(0, inputs, BLOCK):
         end = min(block + BLOCK, inputs)
-        errors = torch.empty(len(formats), end - block, weights.shape[2])
+        errors = torch.empty(len(formats), end - block, weights.shape[2], device=weights.device)
         for j in range(block, end):
             column, scale, zero = weights[:, j], scales[:, groups[j]], zeros[:, groups[j]]
             code = column.div(scale).round_().add_(zero).clamp_(min=0)

@@ -35,7 +35,7 @@ def fit_grids(columns: Tensor, fmt: Format, importance: Tensor | None = None) ->
 
     `importance` (in,) weighs the squared errors. Zero points are whole numbers in [0, 2^bits - 1].
     """
-    importance = torch.ones(len(columns)) if importance is None else importance
+    importance = torch.ones(len(columns), device=columns.device) if importance is None else importance
     outputs_at_once = max(1, ENTRIES_AT_ONCE // max(1, len(columns)))
     slices = [columns[:, start : start + outputs_at_once] for start in range(0, columns.shape[1], outputs_at_once)]
     grids = [_fit_slice(part.contiguous(), fmt, importance) for part in slices]
@@ -47,7 +47,7 @@ def _fit_slice(columns: Tensor, fmt: Format, importance: Tensor) -> tuple[Tensor
     inputs, outputs = columns.shape
     size = inputs if fmt.group_size is None else fmt.group_size
     whole = inputs // size
-    scales, zeros = torch.empty(2, fmt.groups(inputs), outputs)
+    scales, zeros = torch.empty(2, fmt.groups(inputs), outputs, device=columns.device)
     if whole:
         full = slice(0, whole * size)
         weights = importance[full].view(whole, size, 1)

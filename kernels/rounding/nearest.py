@@ -16,7 +16,7 @@ def round_nearest(weight: Tensor, fmt: Format) -> PackedWeight:
     columns = weight.detach().to(torch.float32).T.contiguous()
     scales, zeros = fit_grids(columns, fmt)
     size = inputs if fmt.group_size is None else fmt.group_size
-    codes = torch.empty(inputs, outputs, dtype=torch.uint8)
+    codes = torch.empty(inputs, outputs, dtype=torch.uint8, device=weight.device)
     for group in range(len(scales)):
         rows = slice(group * size, (group + 1) * size)
         codes[rows] = quantize(columns[rows], scales[group], zeros[group], 2**fmt.bits - 1)

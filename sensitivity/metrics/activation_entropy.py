@@ -105,7 +105,8 @@ def cluster_counts(network: Network, part: Part, paths: Sequence[str], seed: int
             run(network, batch)
         for number, rows in here.items():
             whole = torch.cat(rows)
-            seen[number].append(whole[torch.linspace(0, len(whole) - 1, min(each, len(whole))).long()])
+            spaced = torch.linspace(0, len(whole) - 1, min(each, len(whole))).long()
+            seen[number].append(whole[spaced.to(whole.device)].cpu())  # clusters are found on the CPU, the same for all devices
     counts = np.zeros((len(part.batches), len(seen), CLUSTERS))
     for number, pieces in enumerate(seen):
         vectors = normalised(torch.cat(pieces))

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.float64 import sum64
 from ...kernels.packing import PackedWeight, unpack_zeros
 from ..changes import squared_output_error
 from ..estimate import Estimate, empty_table, measured_pairs, ratio_estimate
@@ -104,10 +105,10 @@ def estimate(study: Study) -> Estimate:
 def _drawn(rows: Rows, wanted: int, generator: torch.Generator) -> Inputs:
     """At most `wanted` of `rows` to fit, and as many others to judge by."""
     total = rows.x.shape[1]
-    order = torch.randperm(total, generator=generator)
+    order = torch.randperm(total, generator=generator).to(rows.x.device)
     half = min(wanted, total // 2)
     held = order[half : half + min(wanted, total - half)]
-    judge = Rows(rows.x[:, held], rows.example[held], None, torch.empty(0), rows.conv)
+    judge = Rows(rows.x[:, held], rows.example[held], rows.position[held], None, torch.empty(0), rows.conv)
     return Inputs(rows.x[:, order[:half]], judge, total / len(held))
 
 
@@ -160,12 +161,12 @@ def reconstruct(weight: Tensor, made: PackedWeight, x: Tensor) -> tuple[Tensor, 
 
 def _reconstruct(columns: Tensor, made: PackedWeight, x: Tensor) -> tuple[Tensor, Tensor]:
     inputs, levels = len(columns), 2**made.format.bits - 1
-    group = torch.arange(inputs) // (made.format.group_size or inputs)
+    group = torch.arange(inputs, device=columns.device) // (made.format.group_size or inputs)
     first_scale, zeros = made.scales.float(), unpack_zeros(made)
     zero = torch.full_like(columns, (levels + 1) // 2) if zeros is None else zeros.float()[group]
     latent = columns / first_scale[group]  # W' in steps of the first grid
     growth = torch.zeros_like(first_scale)  # log of scale / first scale
-    latent_state, growth_state = torch.zeros(2, *latent.shape), torch.zeros(2, *growth.shape)
+    latent_state, growth_state = (torch.zeros(2, *values.shape, device=x.device) for values in (latent, growth))
     start = best = torch.empty(0)
     least, since = float("inf"), 0
     for iteration in range(ITERATIONS + 1):
@@ -178,7 +179,7 @@ def _reconstruct(columns: Tensor, made: PackedWeight, x: Tensor) -> tuple[Tensor
         codes -= zero
         numbers = codes * scale
         change = x @ (numbers - columns).view(inputs, len(x), -1).transpose(0, 1)  # (parts, rows, out_per_part)
-        error = float(change.square().sum(dtype=torch.float64))
+        error = float(sum64(change.square()))
         if iteration == 0:
             start = numbers
         if error < least:

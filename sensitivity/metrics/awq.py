@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.float64 import sum64
 from ..changes import squared_output_error
 from ..column_error import column_errors
 from ..estimate import Estimate, empty_table, jackknife_estimate, measured_pairs
@@ -56,7 +57,7 @@ def estimate(study: Study) -> Estimate:
         if rows.one_hot:
             seen[use.module].lookups[b].append(rows)
         else:
-            seen[use.module].summed[b] += rows.x.abs().sum(dim=1, dtype=torch.float64)
+            seen[use.module].summed[b] += sum64(rows.x.abs(), 1).cpu()
             seen[use.module].rows[b] += rows.x.shape[1]
 
     for b, batch in enumerate(batches):
@@ -94,7 +95,7 @@ def _one(study: Study, unit: Unit, fmt: str, seen: dict[str, Magnitudes], kept: 
             losses += kept @ torch.tensor(read, dtype=torch.float64)
         else:
             magnitude = kept @ found.summed.flatten(1)  # (choices, parts * in)
-            errors = column_errors(made, weight, found.summed.shape[1]).flatten()
+            errors = column_errors(made, weight, found.summed.shape[1]).flatten().cpu()
             losses += magnitude.square() @ errors / (kept @ found.rows).clamp(min=1)
     result: Floats = (losses / (kept @ counts)).numpy()
     return result

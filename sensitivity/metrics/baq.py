@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...kernels.float64 import as_float64
 from ...kernels.formats import Format
 from ...kernels.packing import PackedWeight
 from ..column_error import column_errors
@@ -37,7 +38,7 @@ def squared_ranges(weight: Tensor, fmt: Format, parts: int = 1) -> Tensor:
         group = weight[:, start : start + size]
         low, high = group.amin(dim=1).clamp(max=0), group.amax(dim=1).clamp(min=0)
         rho = 2 * torch.maximum(-low, high) if fmt.symmetric else high - low
-        ranges.append(rho.double().square().view(parts, outputs // parts).sum(dim=1, keepdim=True).expand(-1, group.shape[1]))
+        ranges.append(as_float64(rho).square().view(parts, outputs // parts).sum(dim=1, keepdim=True).expand(-1, group.shape[1]))
     return torch.cat(ranges, dim=1)
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...kernels.float64 import as_float64
 from ..blocks import blocks, watch_blocks
 from ..changes import weight_damage
 from ..estimate import Estimate, jackknife_estimate
@@ -67,7 +68,7 @@ def turns(network: Network, batch: Batch, paths: Sequence[str]) -> Floats:
 
     def visit(path: str, received: Tensor, given: Tensor) -> None:
         if received.shape == given.shape:
-            before, after = (functional.normalize(rows.double(), dim=-1) for rows in (received, given))
+            before, after = (functional.normalize(as_float64(rows), dim=-1) for rows in (received, given))
             turned = (before - after).square().sum(-1) / 2  # 1 - cosine, exact for small ones
             found[paths.index(path)] += float(turned.sum()), len(turned)
 

@@ -25,9 +25,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ...kernels.float64 import as_float64, sum64
 from ..estimate import Estimate, ratio_estimate
 from ..measured import Trial, make_bench, measure_alone
 from ..network import Batch, Network
@@ -72,7 +72,7 @@ def _maps(network: Network, output: Tensor, batch: Batch) -> Iterator[Tensor]:
 
 def dissimilarity(before: Tensor, after: Tensor) -> float:
     """1 - SSIM over the whole map; written as a sum of differences, so that small ones are exact."""
-    x, y = before.double().flatten(), after.double().flatten()
+    x, y = as_float64(before).flatten(), as_float64(after).flatten()
     span = float(x.max() - x.min())
     c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
     mean_x, mean_y = float(x.mean()), float(y.mean())
@@ -84,8 +84,8 @@ def dissimilarity(before: Tensor, after: Tensor) -> float:
 
 def noise_to_signal(before: Tensor, after: Tensor) -> float:
     """sum (y_q - y)^2 / sum y^2; -10 log10 of it is the SQNR in dB."""
-    signal = float(before.square().sum(dtype=torch.float64))
-    noise = float((after.double() - before.double()).square().sum())
+    signal = float(sum64(before.square()))
+    noise = float((as_float64(after) - as_float64(before)).square().sum())
     return noise / signal if signal else float(noise > 0)
 
 

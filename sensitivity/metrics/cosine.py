@@ -9,9 +9,9 @@ logits by one number, which changes no prediction, and weighs logits by their si
 
 from __future__ import annotations
 
-import torch
 from torch.nn import functional
 
+from ...kernels.float64 import sum64
 from ..estimate import Estimate, ratio_estimate
 from ..measured import Trial, counted, make_bench, measure_alone, prediction_counts
 from ..study import Study
@@ -27,5 +27,5 @@ def estimate(study: Study) -> Estimate:
 def summed_distance(trial: Trial) -> float:
     """sum of 1 - cosine, as half the squared distance of unit vectors: exact for small ones."""
     before, after = (functional.normalize(output.flatten(0, -2), dim=-1) for output in (trial.reference, trial.output))
-    each = (before - after).square().sum(-1, dtype=torch.float64) / 2
+    each = sum64((before - after).square(), -1) / 2
     return float(counted(trial.network, each, trial.batch).sum())

@@ -15,10 +15,10 @@ cosine distance).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...kernels.float64 import sum64
 from ..estimate import Estimate, ratio_estimate
 from ..measured import Trial, make_bench, measure_alone, prediction_counts, summed_divergence
 from ..study import Study
@@ -47,7 +47,7 @@ def summed_increase(trial: Trial) -> float:
         functional.cross_entropy(output.flatten(0, -2), labels, reduction="none", ignore_index=NONE)
         for output in (trial.reference, trial.output)
     )
-    return float((after - before).sum(dtype=torch.float64))
+    return float(sum64(after - before))
 
 
 def _labels(trial: Trial) -> Tensor:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.float64 import sum64
 from ..estimate import Estimate, empty_table, measured_pairs, ratio_estimate
 from ..flow import scalar_of
 from ..measured import stored
@@ -71,5 +72,5 @@ def _batch(
         for weight, before in zip(by_unit[u], originals[u], strict=True):
             gradient = next(gradients)
             if gradient is not None:  # an expert that no token reached has none
-                found[k] += float((gradient.flatten(1) * (before - weight.flatten(1))).abs().sum(dtype=torch.float64))
+                found[k] += float(sum64((gradient.flatten(1) * (before - weight.flatten(1))).abs()))
     return found

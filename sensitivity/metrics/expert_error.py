@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.float64 import as_float64
 from ..changes import squared_output_error
 from ..estimate import Estimate, empty_table, jackknife_estimate, measured_pairs
 from ..experts import Experts
@@ -149,5 +150,5 @@ def _squared_change(study: Study, unit: Unit, experts: Experts, hidden: Tensor, 
     for f, fmt in measured_pairs(unit, study.formats):
         with stored(study.network, study.renderings, [(unit, fmt)]):
             after = experts.forward(hidden[mine], alone, weights[mine])
-        result[f] = float((after - before).double().square().sum())
+        result[f] = float(as_float64(after - before).square().sum())
     return result

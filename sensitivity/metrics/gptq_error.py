@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...kernels.float64 import sum64
 from ...kernels.rounding import Factor, inverse_factor
 from ..changes import squared_output_error
 from ..estimate import Estimate, empty_table, measured_pairs
@@ -85,7 +86,7 @@ def compensated_error(made: Rendered, weight: Tensor, factor: Factor) -> float:
     total = 0.0
     for _, delta in rendered_slices(made, weight):  # (in, outputs)
         errors = torch.linalg.solve_triangular(factor.upper.T, delta[factor.order], upper=False)
-        total += float(errors.square().sum(dtype=torch.float64))
+        total += float(sum64(errors.square()))
     return total
 
 

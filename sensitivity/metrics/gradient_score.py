@@ -22,9 +22,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ...kernels.float64 import sum64
 from ...kernels.formats import FORMATS
 from ..changes import part_changes, row_changes
 from ..estimate import Estimate, empty_table, measured_pairs
@@ -78,7 +78,7 @@ def _score(made: Rendered, weight: Tensor, rows: Rows, g: Tensor) -> float:
 
 
 def _clamped(product: Tensor) -> float:
-    return float(product.square().clamp(max=LARGEST).sum(dtype=torch.float64))
+    return float(sum64(product.square().clamp(max=LARGEST)))
 
 
 def _least_so_far(unit: Unit, formats: Sequence[str], scores: Floats) -> list[int]:

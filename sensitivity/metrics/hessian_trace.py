@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...kernels.float64 import sum64
 from ..changes import squared_changes
 from ..estimate import Estimate, ratio_estimate
 from ..flow import scalar_of
-from ..network import Batch, Network, run, task_objective
+from ..network import CPU, Batch, Network, run, task_objective
 from ..report import Floats
 from ..study import Study
 from ..task_loss import has_labels, labelled, part_has_labels
@@ -76,7 +77,7 @@ def batch_traces(network: Network, batch: Batch, labels: Tensor | None, probes: 
             found = torch.autograd.grad(directional, weights, retain_graph=True, allow_unused=True)
             return [torch.zeros_like(w) if h is None else h for w, h in zip(weights, found, strict=True)]
 
-        by_matrix = hutchinson(multiply, [weight.shape for weight in weights], probes, generator)
+        by_matrix = hutchinson(multiply, [weight.shape for weight in weights], probes, generator, network.device)
     owner = [u for u, mine in enumerate(by_unit) for _ in mine]
     table = np.zeros((len(by_unit), probes))
     np.add.at(table, owner, by_matrix.T)
@@ -88,16 +89,17 @@ def hutchinson(
     shapes: Sequence[torch.Size],
     probes: int,
     generator: torch.Generator,
+    device: torch.device = CPU,
 ) -> Floats:
     """Unbiased estimates of the traces of the diagonal blocks of a symmetric matrix, (probes, blocks).
 
-    `multiply` gives the product of the matrix with a vector, both as one tensor a block, of `shapes`.
+    `multiply` gives the product of the matrix with a vector, both as one tensor a block, of `shapes`, on `device`.
     """
     found = np.zeros((probes, len(shapes)))
     for k in range(probes):
-        vectors = [torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for shape in shapes]
+        vectors = [torch.randint(0, 2, shape, generator=generator).to(device).float() * 2 - 1 for shape in shapes]
         products = multiply(vectors)
-        found[k] = [float((v * h).sum(dtype=torch.float64)) for v, h in zip(vectors, products, strict=True)]
+        found[k] = [float(sum64(v * h)) for v, h in zip(vectors, products, strict=True)]
     return found
 
 

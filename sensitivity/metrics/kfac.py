@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.float64 import sum64
 from ..calibration import Part
 from ..changes import part_changes, row_changes
 from ..estimate import Estimate, empty_table, jackknife_estimate, measured_pairs
@@ -140,7 +141,7 @@ def _batch(study: Study, index: int, factors: Callable[[], Factors]) -> Floats:
         weight = network.module.get_parameter(f"{use.module}.weight").flatten(1)
         second = known[use.module]
         mine = table[position[use.module, use.matrix]]
-        mine[-2] += float(len(rows.x)) if rows.one_hot else float(rows.x.square().sum(dtype=torch.float64))
+        mine[-2] += float(len(rows.x)) if rows.one_hot else float(sum64(rows.x.square()))
         mine[-1] += len(rows.example)
         for f, fmt in measured_pairs(use.unit, formats):
             made = study.renderings(use.unit, fmt)[use.matrix]
@@ -161,7 +162,7 @@ def squared_lengths(made: Rendered, weight: Tensor, second: Tensor, rows: Rows, 
         moved, metric = torch.zeros_like(rows.x), second
         for part, outputs, delta in part_changes(made, weight, len(g)):
             moved[part] += g[part][:, outputs] @ delta.T
-    return float(((moved @ metric) * moved).sum(dtype=torch.float64))
+    return float(sum64((moved @ metric) * moved))
 
 
 def _table(network: Network, formats: Sequence[str], whole: Floats, total: Floats) -> Floats:

@@ -94,7 +94,7 @@ def noise(network: Network, unit: Unit, level: float, generator: torch.Generator
     kept = [weight.clone() for weight in weights]
     try:
         for weight in weights:
-            drawn = torch.randn(weight.shape, generator=generator)
+            drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
             weight.add_(drawn.mul_(level**0.5 * weight.norm() / drawn.norm()))
         yield
     finally:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from ...kernels.float64 import as_float64
 from ..changes import relative_errors
 from ..estimate import Estimate
 from ..render import unit_weights
@@ -24,9 +25,9 @@ from ..study import Study
 def outlier_score(weight: Tensor) -> float:
     """score(W) of `weight` (out, in); 0 for a matrix of zeros."""
     magnitude = weight.abs()
-    mean = magnitude.double().mean(dim=0)
+    mean = as_float64(magnitude).mean(dim=0)
     used = mean > 0
-    return float((magnitude.amax(dim=0).double()[used] / mean[used]).amax()) if bool(used.any()) else 0.0
+    return float((as_float64(magnitude.amax(dim=0))[used] / mean[used]).amax()) if bool(used.any()) else 0.0
 
 
 def estimate(study: Study) -> Estimate:

@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from ...kernels.float64 import as_float64
 from ..estimate import Estimate, jackknife_estimate
 from ..flow import Passage, Visit
 from ..lrp import propagate
@@ -58,7 +59,7 @@ def _one(study: Study, batch: Batch) -> Floats:
 
     def drive(visit: Visit) -> None:
         def seen(use: Use, rows: Rows, r: Tensor) -> None:
-            relevance[position[use.unit.name]] += float(r.double().abs().sum())
+            relevance[position[use.unit.name]] += float(as_float64(r).abs().sum())
             visit(use, rows, r)
 
         account = propagate(network, batch, units, seen)

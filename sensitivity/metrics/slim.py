@@ -19,6 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...kernels.float64 import as_float64
 from ..column_error import column_errors
 from ..render import Rendered
 from ..unexplained import by_those_open, estimate_unexplained
@@ -52,14 +53,14 @@ def group_plan(salience: Sequence[float], width: int, moved: int) -> list[int]:
 def output_divergence(quantized: Tensor, original: Tensor) -> float:
     """Mean over rows of KL(softmax(quantized) || softmax(original)), the softmax over a layer's own outputs (rows, out) and
     probabilities no less than 1e-6: in this direction, the reverse of the usual one."""
-    p, q = (outputs.double().softmax(-1).clamp(min=1e-6) for outputs in (quantized, original))
+    p, q = (as_float64(outputs).softmax(-1).clamp(min=1e-6) for outputs in (quantized, original))
     return float((p * (p.log() - q.log())).sum(-1).mean())
 
 
 def salient_errors(made: Rendered, weight: Tensor, parts: int) -> Tensor:
     """sum_i w_ij^2 times the relative error of column j's group, float64 (parts, in)."""
     errors = column_errors(made, weight, parts)
-    energy = weight.double().square().view(parts, -1, weight.shape[1]).sum(dim=1)
+    energy = as_float64(weight).square().view(parts, -1, weight.shape[1]).sum(dim=1)
     result = torch.zeros_like(energy)
     for start in range(0, weight.shape[1], GROUP):
         group = slice(start, start + GROUP)

@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...kernels.float64 import as_float64
 from ..estimate import Estimate, ratio_estimate
 from ..measured import Trial, counted, make_bench, measure_alone, prediction_counts
 from ..study import Study
@@ -61,6 +62,6 @@ def changes(before: Tensor, after: Tensor) -> int:
 def near_changes(before: Tensor, after: Tensor) -> float:
     """The mean over rows of d^2 / (d^2 + m^2): from 0 for no change to 1, one half where the lead is just lost."""
     first = before.topk(2, dim=-1).indices
-    margin, moved = (scores.gather(-1, first).double().diff(dim=-1).squeeze(-1).neg() for scores in (before, after))
+    margin, moved = (as_float64(scores.gather(-1, first)).diff(dim=-1).squeeze(-1).neg() for scores in (before, after))
     change = (moved - margin).square()
     return float((change / (change + margin.square()).clamp(min=torch.finfo(torch.float64).tiny)).mean())

@@ -61,7 +61,7 @@ def bits_entropies(values: Tensor, full: int = FULL) -> Floats:
     numbers = values.float().flatten()
     if not len(numbers):  # an expert that was given masked tokens only
         return np.zeros(full + 1)
-    counts = torch.histc(numbers, 1 << full).double().numpy()  # between their least and greatest
+    counts = torch.histc(numbers, 1 << full).cpu().double().numpy()  # between their least and greatest
     return np.array([entropy(counts.reshape(1 << b, -1).sum(axis=1)) for b in range(full + 1)])
 
 
@@ -100,7 +100,7 @@ def _count(rows: Rows) -> int:
 def _output(rows: Rows, weight: Tensor) -> Tensor:
     """W x, (rows, out), for all rows or as many, evenly spaced, as keep it within MOST_NUMBERS."""
     width = weight.shape[1] if rows.one_hot else weight.shape[0]
-    some = torch.linspace(0, _count(rows) - 1, min(_count(rows), max(1, MOST_NUMBERS // width))).long()
+    some = torch.linspace(0, _count(rows) - 1, min(_count(rows), max(1, MOST_NUMBERS // width))).long().to(rows.x.device)
     if rows.one_hot:
         return weight[rows.x[some]]
     return (rows.x[:, some] @ weight.view(len(rows.x), -1, weight.shape[1]).transpose(1, 2)).transpose(0, 1).flatten(1)
