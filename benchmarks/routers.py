@@ -124,7 +124,8 @@ def main() -> None:
                     row[doing] = float(each.mean())
                     if doing == "as they like":
                         row["changed"] = switch.changed / switch.seen
-                        row["top_hundredth"] = float(each.sort(descending=True).values[: len(each) // 100].sum() / each.sum())
+                        top, whole = each.sort(descending=True).values[: len(each) // 100].sum(), each.sum()
+                        row["top_hundredth"] = float(top / whole) if whole > 0 else 0.0
                 rows.append(row)
                 print(row, flush=True)
     table = {key: np.array([row[key] for row in rows]) for key in ("estimated", "as they like", "as noted")}
