@@ -60,7 +60,7 @@ def find_spikes(network: Network, part: Part, progress: Progress = silent) -> tu
             return
         key = (use.unit.name, use.module)
         magnitude = rows.x.abs().float().flatten()
-        found = torch.bincount(magnitude.view(torch.int32) >> 16, minlength=BINS).cpu()
+        found = torch.bincount(magnitude.view(torch.int32) >> 16, minlength=BINS)
         histograms[key] = histograms[key] + found if key in histograms else found
         largest[key] = max(largest.get(key, 0.0), float(magnitude.max()))
 

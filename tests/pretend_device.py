@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ NAME = "pretend"
 aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._copy_from.default}
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+PRIVATE = {aten.linalg_cholesky_ex.L}  # torch.linalg.cholesky resizes a tensor that it keeps to itself
 _refused: set[torch.dtype] = set()
 
 
@@ -96,7 +98,11 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     def out(tensor: Tensor) -> Tensor:
         given = known.get(id(tensor))  # what was changed in place is itself
-        return given if given is not None else Pretended(tensor) if here else tensor
+        if given is None:
+            return Pretended(tensor) if here else tensor
+        resized = given.shape != tensor.shape and func not in PRIVATE
+        assert not resized, f"{func} resizes a tensor, which no one outside would see"
+        return given
 
     return _each(func(*held_args, **held_kwargs), out)
 
@@ -181,6 +187,8 @@ def plug_in() -> None:
     library.impl("empty_strided", _empty_strided, "PrivateUse1")
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     library.impl("silu_backward", _silu_backward, "PrivateUse1")
+    for name in ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace"):  # else made empty and then resized
+        library.impl(name, partial(_made, name), "PrivateUse1")
     _kernels.append(library)
 
 
@@ -204,6 +212,11 @@ def _empty(size: list[int], *, dtype: torch.dtype | None = None, **_: Any) -> Te
 
 def _empty_strided(size: list[int], stride: list[int], *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
     return Pretended(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _made(name: str, *given: Any, device: Any = None, **options: Any) -> Tensor:
+    base, _, overload = name.partition(".")
+    return Pretended(getattr(getattr(aten, base), overload or "default")(*given, **options))
 
 
 def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
