@@ -14,30 +14,21 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from bitplan.allocator import PlanRequest, ProfileRequest, home_folder, inspect_model, plan_from_profile, profile_model
 from bitplan.allocator.profile import load_model, prepare
 from bitplan.allocator.solve import versions
 from bitplan.allocator.source import resolve
-from bitplan.sensitivity.network import run, sampled_objective
 from machine import describe
+from plain import plain_pass
 
 BUDGETS = ("20%", "22%", "25%", "30%", "40%", "50%")
 
 
-def plain_pass(request: ProfileRequest, home: Path) -> float:
+def seconds_of_plain_pass(request: ProfileRequest, home: Path) -> float:
     """Seconds of one forward and backward pass."""
     prepared = prepare(request, load_model(resolve(request.model), home), home)
-    network = prepared.loaded.network
-    assert prepared.calibration is not None
-    for unit in network.inventory.units:
-        for matrix in unit.matrices:
-            network.module.get_parameter(f"{matrix.module}.weight").requires_grad_()
     started = time.perf_counter()
-    for batch in prepared.calibration.estimate.batches:
-        objective = sampled_objective(network, run(network, batch), batch, None, torch.Generator().manual_seed(0))
-        objective.backward()  # type: ignore[no-untyped-call]
+    plain_pass(prepared)
     return time.perf_counter() - started
 
 
@@ -67,7 +58,7 @@ def main() -> None:
         report = profile_model(request, home=home, progress=progress)
         total = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        plain = plain_pass(request, home)
+        plain = seconds_of_plain_pass(request, home)
         inventory = inspect_model(options.model, home=home)
         again = []
         for budget in BUDGETS:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bitplan.sensitivity import METRICS
+
 DEFAULT = "kl_fisher"
 ROW, LEFT, RIGHT, TOP, BOTTOM, PANEL = 17, 150, 20, 46, 40, 340
 LEGEND = (
@@ -90,6 +92,9 @@ def section(document: dict[str, Any], name: str) -> list[str]:
     left = document.get("left_out", {})
     if left:
         lines += [f"Left out, hours here: {', '.join(left)}.", ""]
+    unplayed = [name for name, metric in METRICS.items() if not metric.only and name not in profiles and name not in left]
+    if unplayed:
+        lines += [f"Not played yet: {', '.join(unplayed)}.", ""]
     skipped = [key for key, cell in document["plans"].items() if "skipped" in cell]
     if skipped:
         lines += [f"Below the narrowest plan: {', '.join(skipped)}.", ""]

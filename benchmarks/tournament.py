@@ -49,12 +49,13 @@ from bitplan.sensitivity import METRICS
 from bitplan.sensitivity.calibration import Part, assert_disjoint
 from bitplan.sensitivity.compare import standard_error
 from bitplan.sensitivity.joint import joint_loss
-from bitplan.sensitivity.network import Network, divergence, run, sampled_objective
+from bitplan.sensitivity.network import Network, divergence, run
 from bitplan.sensitivity.report import SensitivityReport
 from bitplan.sensitivity.study import Study
 from contest import PALETTE, SIZES, TIES, Contest, plan_of, rivals
 from fixtures import locate
 from machine import describe
+from plain import plain_pass
 
 RESULTS = Path(__file__).parent / "results"
 JUDGED = ("int2-g64-asym", "int3-g64-asym", "int4-g64-asym")
@@ -220,14 +221,8 @@ class Tournament:
     def plain_pass(self) -> dict[str, Any]:
         """Processor seconds of one forward and backward pass over the tokens of the estimates, gradients of weights included."""
         prepared = self.prepared()
-        network = prepared.loaded.network
-        assert prepared.calibration is not None
-        for unit in network.inventory.units:
-            for matrix in unit.matrices:
-                network.module.get_parameter(f"{matrix.module}.weight").requires_grad_()
         started = time.process_time()
-        for batch in prepared.calibration.estimate.batches:
-            sampled_objective(network, run(network, batch), batch, None, torch.Generator().manual_seed(0)).backward()  # type: ignore[no-untyped-call]
+        plain_pass(prepared)
         return {"seconds": round(time.process_time() - started, 2)}
 
     def judge(self) -> None:

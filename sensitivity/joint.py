@@ -33,7 +33,8 @@ from .study import Study
 
 def joint_loss(study: Study, assignment: Mapping[str, str]) -> Estimate:
     """The second-order loss of storing all units in the formats of `assignment` (others in their own), with its standard error
-    over batches: tables of shape (1, 1) in the units of the network's divergence. One step a batch and draw."""
+    over batches: tables of shape (1, 1) in the units of the network's divergence. One step a batch and draw, named
+    by these alone: `study.steps` that remember must be of this assignment."""
     network, part = study.network, study.data
     sums = []
     for index in range(len(part.batches)):
