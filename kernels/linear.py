@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .layout import opened
 from .packing import PackedWeight
-from .reference import dequantize, gather_rows, matmul
+from .reference import dequantize, gather_rows, product
 
 BACKEND = "reference"
 
@@ -60,7 +61,7 @@ class QuantizedLinear(_Packed):
         self.out_features, self.in_features = weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
-        y = matmul(x, self.packed)
+        y = product(x, opened(self.packed))
         return y if self.bias is None else y + self.bias
 
 

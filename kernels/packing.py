@@ -41,8 +41,9 @@ FIELDS: dict[int, tuple[tuple[int, int], ...]] = {
 }
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes of shape (in, out), integers in [0, 2^bits), to int32 words of shape (ceil(in / 32), bits, out).
+def pack(codes: Tensor, bits: int, fields: tuple[tuple[int, int], ...] | None = None) -> Tensor:
+    """Codes of shape (in, out), integers in [0, 2^bits), to int32 words of shape (ceil(in / 32), bits, out); `fields` (None:
+    those of FIELDS) are as many (width, lowest bit) as the rows hold in turn.
 
     Raises ValueError for a width outside 1..8 or a code outside its range.
     """
@@ -56,7 +57,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     padded[:inputs] = codes
     each = torch.zeros(blocks, bits, 4, outputs, dtype=torch.uint8, device=codes.device)  # (block, row, byte, out)
     row = 0
-    for width, low in FIELDS[bits]:
+    for width, low in fields or FIELDS[bits]:
         field = (padded >> low).bitwise_and_(2**width - 1).view(blocks, width, 4, 8 // width, outputs)
         for value in range(8 // width):
             each[:, row : row + width].bitwise_or_(field[:, :, :, value] << (width * value))
@@ -64,13 +65,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return each.transpose(2, 3).flatten(2).view(torch.int32)
 
 
-def unpack(words: Tensor, bits: int, inputs: int) -> Tensor:
-    """The codes, uint8 of shape (inputs, out), that `pack` made `words` of."""
-    blocks, _, outputs = words.shape
-    each = words.view(torch.uint8).view(blocks, bits, outputs, 4).transpose(2, 3).contiguous()  # (block, row, byte, out)
+def unpack(words: Tensor, fields: tuple[tuple[int, int], ...], inputs: int) -> Tensor:
+    """The codes, uint8 of shape (inputs, out), whose fields (width, lowest bit) are the rows of `words` in turn.
+
+    `unpack(pack(codes, bits), FIELDS[bits], inputs)` are the codes. Words may be a view: only outputs must be adjacent.
+    """
+    blocks, rows, outputs = words.shape
+    each = words.view(torch.uint8).view(blocks, rows, outputs, 4).transpose(2, 3).contiguous()  # (block, row, byte, out)
     codes: Tensor | None = None
     row = 0
-    for width, low in FIELDS[bits]:
+    for width, low in fields:
         field = each[:, row : row + width, :, None]
         if width < 8:
             shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=words.device)[:, None]
@@ -134,4 +138,5 @@ def unpack_zeros(weight: PackedWeight) -> Tensor | None:
     """Zero points (groups, out) of an asymmetric weight, int32; None for a symmetric one."""
     if weight.zeros is None:
         return None
-    return unpack(weight.zeros, weight.format.bits, weight.shape[0]).T.to(torch.int32, memory_format=torch.contiguous_format)
+    zeros = unpack(weight.zeros, FIELDS[weight.format.bits], weight.shape[0])
+    return zeros.T.to(torch.int32, memory_format=torch.contiguous_format)

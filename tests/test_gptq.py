@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bitplan.kernels.formats import FORMATS, Format, parse
-from bitplan.kernels.packing import PackedWeight, unpack, unpack_zeros
+from bitplan.kernels.packing import FIELDS, PackedWeight, unpack, unpack_zeros
 from bitplan.kernels.reference import dequantize
 from bitplan.kernels.rounding import gptq, grid, inverse_factor, round_gptq, round_nearest
 
@@ -83,7 +83,7 @@ def test_the_codes_are_those_of_the_definition(name: str, seed: int) -> None:
     h = damped(moment, gptq.DAMPING)
     order = sorted(range(70), key=lambda j: -h[j, j])
     codes, errors = slow_gptq(weight, h, order, packed)
-    same = (unpack(packed.words, packed.format.bits, 70).numpy() == codes).all(axis=0)
+    same = (unpack(packed.words, FIELDS[packed.format.bits], 70).numpy() == codes).all(axis=0)
     assert same.sum() >= 15  # float32 may decide one near tie otherwise, which is one row of sixteen
     assert errors[same] == pytest.approx(objective(weight, packed, h)[same], rel=1e-4)  # the identity, row by row
 

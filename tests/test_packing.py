@@ -50,7 +50,7 @@ def test_unpacking_undoes_packing(bits: int) -> None:
         assert words.dtype == torch.int32
         assert words.shape == (-(-inputs // 32), bits, outputs)
         assert words.is_contiguous()
-        assert torch.equal(unpack(words, bits, inputs), codes.int())
+        assert torch.equal(unpack(words, FIELDS[bits], inputs), codes.int())
 
 
 @pytest.mark.parametrize("bits", FIELDS)
@@ -78,21 +78,21 @@ def test_the_sign_bit_is_a_bit_like_any_other(bits: int) -> None:
     last[31] = 2**bits - 1  # of every field, the last slot of the last row, top bit included
     words = pack(last, bits)
     assert int(words.min()) < 0
-    assert torch.equal(unpack(words, bits, 32).long(), last)
+    assert torch.equal(unpack(words, FIELDS[bits], 32).long(), last)
     assert not pack(torch.zeros(33, 2, dtype=torch.int64), bits).any()
 
 
 @pytest.mark.parametrize("bits", FIELDS)
 def test_padding_is_code_zero(bits: int) -> None:
     full = torch.full((33, 2), 2**bits - 1)
-    assert torch.equal(unpack(pack(full, bits), bits, 64)[33:], torch.zeros(31, 2, dtype=torch.int32))
+    assert torch.equal(unpack(pack(full, bits), FIELDS[bits], 64)[33:], torch.zeros(31, 2, dtype=torch.int32))
 
 
 @given(st.integers(1, 8), st.integers(0, 70), st.integers(1, 9), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=60)
 def test_any_shape_comes_back(bits: int, inputs: int, outputs: int, seed: int) -> None:
     codes = random_codes(inputs, outputs, bits, seed)
-    assert torch.equal(unpack(pack(codes, bits), bits, inputs), codes.int())
+    assert torch.equal(unpack(pack(codes, bits), FIELDS[bits], inputs), codes.int())
 
 
 @pytest.mark.parametrize("bits", [0, 9, 32])
@@ -153,7 +153,7 @@ def test_a_matrix_can_be_cut_at_multiples_of_32_outputs(name: str) -> None:
         cut = None if zeros is None else zeros[:, rows]
         expected = pack_weight(fmt, (min(stop, 77) - start, 70), codes[:, rows], scales[:, rows], cut)
         assert part.shape == expected.shape
-        assert torch.equal(unpack(part.words, fmt.bits, 70), unpack(expected.words, fmt.bits, 70))
+        assert torch.equal(unpack(part.words, FIELDS[fmt.bits], 70), unpack(expected.words, FIELDS[fmt.bits], 70))
         assert torch.equal(part.scales, expected.scales)
         found, wanted = unpack_zeros(part), unpack_zeros(expected)
         assert (found is None and wanted is None) or (found is not None and wanted is not None and torch.equal(found, wanted))

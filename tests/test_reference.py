@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from bitplan.kernels.formats import parse
+from bitplan.kernels.layout import opened
 from bitplan.kernels.packing import PackedWeight, pack_weight
-from bitplan.kernels.reference import dequantize, dequantize_transposed, gather_rows, matmul
+from bitplan.kernels.reference import dequantize, dequantize_transposed, gather_rows, product
 
 NAMES = ["int2-g32", "int3-g64-asym", "int4-row", "int5-row-asym", "int6-g128", "int7-g32-asym", "int8-g64", "int8-row-asym"]
 SHAPES = [(1, 1), (5, 33), (77, 211), (64, 128), (3, 31)]
@@ -46,7 +47,7 @@ def test_numbers_are_code_minus_zero_times_scale(name: str, shape: tuple[int, in
     packed, numbers = random_weight(name, shape)
     assert np.array_equal(dequantize(packed).double().numpy(), numbers)
     assert np.array_equal(dequantize_transposed(packed).double().numpy(), numbers.T)
-    assert np.array_equal(matmul(torch.eye(shape[1]), packed).double().numpy(), numbers.T)
+    assert np.array_equal(product(torch.eye(shape[1]), opened(packed)).double().numpy(), numbers.T)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -55,8 +56,8 @@ def test_the_product_agrees_with_float64(name: str, shape: tuple[int, int]) -> N
     packed, numbers = random_weight(name, shape)
     for rows in (1, 2, 17):
         x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows))
-        assert apart(matmul(x, packed), x.double().numpy() @ numbers.T) < 1e-6  # float32, at most 211 terms
-    assert matmul(torch.empty(0, shape[1]), packed).shape == (0, shape[0])
+        assert apart(product(x, opened(packed)), x.double().numpy() @ numbers.T) < 1e-6  # float32, at most 211 terms
+    assert product(torch.empty(0, shape[1]), opened(packed)).shape == (0, shape[0])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1.2e-2)], ids=str)
@@ -65,7 +66,7 @@ def test_the_product_is_in_the_dtype_of_its_input(name: str, dtype: torch.dtype,
     """Weights and result are rounded to `dtype`: 2^-11 and 2^-8 relative, three times over with room."""
     packed, numbers = random_weight(name, (33, 100))
     x = torch.randn(4, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
-    y = matmul(x, packed)
+    y = product(x, opened(packed))
     assert y.dtype == dtype
     assert 0 < apart(y, x.double().numpy() @ numbers.T) < tolerance
 
@@ -73,7 +74,7 @@ def test_the_product_is_in_the_dtype_of_its_input(name: str, dtype: torch.dtype,
 def test_inputs_may_have_more_axes_and_strides() -> None:
     packed, numbers = random_weight("int3-g64-asym", (7, 70))
     x = torch.randn(70, 3, 2, generator=torch.Generator().manual_seed(0)).permute(2, 1, 0)
-    y = matmul(x, packed)
+    y = product(x, opened(packed))
     assert y.shape == (2, 3, 7)
     assert apart(y, x.double().numpy() @ numbers.T) < 1e-6
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from bitplan.kernels.formats import FORMATS, Format, parse
+from bitplan.kernels.layout import opened
 from bitplan.kernels.linear import QuantizedEmbedding, QuantizedLinear
-from bitplan.kernels.packing import PackedWeight, unpack, unpack_zeros
-from bitplan.kernels.reference import dequantize, gather_rows, matmul
+from bitplan.kernels.packing import FIELDS, PackedWeight, unpack, unpack_zeros
+from bitplan.kernels.reference import dequantize, gather_rows, product
 from bitplan.kernels.rounding import inverse_factor, round_gptq, round_nearest
 from bitplan.kernels.rounding.grid import quantize
 from bitplan.sensitivity.render import FLOATS
@@ -50,7 +51,7 @@ def test_the_promised_bytes_are_those_stored_and_no_less_than_the_codes(fmt: For
 def test_rounding_what_is_rounded_changes_nothing(fmt: Format) -> None:
     """Every method gives codes and zero points in range, positive scales, and numbers that lie on their own grid."""
     for packed in methods(fmt, (33, 100)):
-        codes, zeros = unpack(packed.words, fmt.bits, 100), unpack_zeros(packed)
+        codes, zeros = unpack(packed.words, FIELDS[fmt.bits], 100), unpack_zeros(packed)
         assert 0 <= int(codes.min()) < int(codes.max()) <= 2**fmt.bits - 1
         assert (zeros is None) is fmt.symmetric
         assert bool(torch.isfinite(packed.scales).all())
@@ -66,7 +67,7 @@ def test_one_matrix_in_every_reading(fmt: Format) -> None:
     """Dequantized, multiplied, gathered, and as modules: always the same numbers."""
     packed = round_nearest(weight((33, 100)), fmt)
     numbers = dequantize(packed)
-    assert torch.equal(matmul(torch.eye(100), packed), numbers.T)
+    assert torch.equal(product(torch.eye(100), opened(packed)), numbers.T)
     assert torch.equal(gather_rows(packed, torch.arange(33)), numbers)
     assert torch.equal(QuantizedLinear(packed)(torch.eye(100)), numbers.T)
     assert torch.equal(QuantizedEmbedding(packed, torch.float32)(torch.tensor([32, 0])), numbers[[32, 0]])

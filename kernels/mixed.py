@@ -1,0 +1,136 @@
+"""Matrices in several widths at once: by groups of inputs, and by experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .formats import WORD_VALUES
+from .layout import FieldPlanes, pack
+from .packing import FIELDS
+
+MOST_CLASSES = 3  # widths within one matrix of mixed groups: each is a loop of its own in every kernel
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMixed:
+    """An (out, in) matrix whose groups of `group_size` inputs are stored in up to three widths.
+
+    `classes` holds, for each width, its groups side by side as one matrix of (out, count * group_size) and their
+    numbers, int32 (count,), in the order of the inputs. Every group 0 .. groups - 1 stands in one class. Raises ValueError.
+    """
+
+    classes: tuple[tuple[FieldPlanes, Tensor], ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= MOST_CLASSES:
+            raise ValueError(f"a matrix holds groups of 1 to {MOST_CLASSES} widths, not {len(self.classes)}")
+        first = self.classes[0][0]
+        for planes, numbers in self.classes:
+            alike = planes.outputs == first.outputs and planes.group_size == first.group_size
+            if not alike or numbers.dtype != torch.int32 or tuple(numbers.shape) != (planes.groups,):
+                raise ValueError("the classes of a matrix differ in outputs or group size, or a group lacks its number")
+        found = torch.cat([numbers for _, numbers in self.classes]).sort().values
+        if not torch.equal(found.cpu(), torch.arange(len(found), dtype=torch.int32)):
+            raise ValueError("every group of inputs must stand in exactly one class")
+
+    @property
+    def inputs(self) -> int:
+        return sum(planes.inputs for planes, _ in self.classes)
+
+    @property
+    def outputs(self) -> int:
+        return self.classes[0][0].outputs
+
+
+def pack_groups(codes: Tensor, bits: list[int], scales: Tensor, zeros: Tensor | None, group_size: int) -> GroupMixed:
+    """Codes (in, out) whose group g, of `group_size` inputs, has `bits[g]` bits; scales and zeros (groups, out). The inputs are a
+    whole number of groups. Raises ValueError."""
+    if codes.shape[0] != len(bits) * group_size:
+        raise ValueError(f"{len(bits)} groups of {group_size} inputs are not {codes.shape[0]} inputs")
+    grouped = codes.view(len(bits), group_size, codes.shape[1])
+    classes = []
+    for width in sorted(set(bits)):
+        numbers = torch.tensor([g for g, each in enumerate(bits) if each == width], device=codes.device)
+        part = grouped[numbers].flatten(0, 1)
+        own_zeros = None if zeros is None else zeros[numbers]
+        classes.append((pack(part, width, scales[numbers], own_zeros, group_size=group_size), numbers.to(torch.int32)))
+    return GroupMixed(tuple(classes))
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertMixed:
+    """E matrices (out, in), each in block order in a width of its own, in one buffer.
+
+    `words` int32, flat; expert e's begin at word `base[e]` (int64) and take ceil(in / 32) * bits[e] * out of them. `bits` int32
+    (E,); `scales` and `zeros` (E, groups, out), zeros None standing for 2^(bits[e] - 1). `widths` are the bits that occur, in
+    order; they stand apart from `bits` so that no kernel launch waits for the device. Raises ValueError.
+    """
+
+    words: Tensor
+    base: Tensor
+    bits: Tensor
+    widths: tuple[int, ...]
+    inputs: int
+    scales: Tensor
+    zeros: Tensor | None
+    group_size: int
+
+    def __post_init__(self) -> None:
+        experts = self.scales.shape[0]
+        if self.words.dtype != torch.int32 or self.words.dim() != 1 or not self.words.is_contiguous():
+            raise ValueError("the experts' words must be one flat int32 buffer")
+        if tuple(self.base.shape) != (experts,) or tuple(self.bits.shape) != (experts,):
+            raise ValueError(f"{experts} experts need as many bases and widths")
+
+    @property
+    def experts(self) -> int:
+        return int(self.scales.shape[0])
+
+    @property
+    def outputs(self) -> int:
+        return int(self.scales.shape[2])
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the words, scales and zero points held."""
+        tensors = [self.words, self.scales] + ([] if self.zeros is None else [self.zeros])
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def expert(self, index: int) -> FieldPlanes:
+        """Expert `index` alone, sharing the tensors."""
+        bits, base = int(self.bits[index]), int(self.base[index])
+        blocks = -(-self.inputs // WORD_VALUES)
+        words = self.words[base : base + blocks * bits * self.outputs].view(blocks, bits, self.outputs)
+        zeros = None if self.zeros is None else self.zeros[index]
+        return FieldPlanes(words, FIELDS[bits], self.inputs, self.scales[index], zeros, self.group_size)
+
+
+def stack_experts(experts: list[FieldPlanes]) -> ExpertMixed:
+    """Matrices of one shape and group size, each in block order, as one buffer. Raises ValueError where they differ."""
+    first = experts[0]
+    for index, each in enumerate(experts):
+        if each.fields != FIELDS[each.bits]:
+            raise ValueError(f"expert {index} is not in block order")
+        if (each.inputs, each.outputs, each.group_size) != (first.inputs, first.outputs, first.group_size):
+            raise ValueError(f"expert {index} differs from the first in shape or group size; stack only what is alike")
+    sizes = torch.tensor([0, *(each.words.numel() for each in experts)], dtype=torch.int64)
+    zeros = None
+    if any(each.zeros is not None for each in experts):
+        zeros = torch.stack([_zeros(each) for each in experts])
+    return ExpertMixed(
+        torch.cat([each.words.contiguous().view(-1) for each in experts]),
+        sizes.cumsum(0)[:-1].to(first.words.device),
+        torch.tensor([each.bits for each in experts], dtype=torch.int32, device=first.words.device),
+        tuple(sorted({each.bits for each in experts})),
+        first.inputs,
+        torch.stack([each.scales for each in experts]),
+        zeros,
+        first.group_size,
+    )
+
+
+def _zeros(planes: FieldPlanes) -> Tensor:
+    return torch.full_like(planes.scales, 2 ** (planes.bits - 1)) if planes.zeros is None else planes.zeros
