@@ -80,7 +80,9 @@ def unpack(words: Tensor, fields: tuple[tuple[int, int], ...], inputs: int) -> T
             shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=words.device)[:, None]
             field = (field >> shifts).bitwise_and_(2**width - 1)
         field = field.reshape(blocks * WORD_VALUES, outputs)
-        codes = field if codes is None else codes.bitwise_or_(field << low)
+        if low:
+            field = field << low
+        codes = field if codes is None else codes.bitwise_or_(field)
         row += width
     assert codes is not None
     return codes[:inputs]

@@ -66,7 +66,7 @@ def expert_mixed(x: Tensor, experts: ExpertMixed, chosen: Tensor) -> Tensor:
     """Row t * k + j is x[t] (T, in) times the transposed matrix of expert chosen[t, j], for `chosen` (T, k): (T * k, out)."""
     result = x.new_zeros(chosen.numel(), experts.outputs)
     token = torch.arange(chosen.numel(), device=x.device) // max(chosen.shape[1], 1)
-    for index in chosen.unique().tolist():
+    for index in sorted(set(chosen.reshape(-1).tolist())):
         rows = torch.where(chosen.reshape(-1) == index)[0]
         result[rows] = product(x[token[rows]], experts.expert(index))
     return result
