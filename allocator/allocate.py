@@ -31,6 +31,8 @@ def allocate(
     stream: bool = False,
     sibling: str | None = None,
     device: str = "auto",
+    latency_ms: float | None = None,
+    latency_device: str | None = None,
     home: Path | str | None = None,
     progress: Progress = silent,
 ) -> Plan:
@@ -42,16 +44,17 @@ def allocate(
     the plan for that budget to stop changing. With
     `stream`, and where memory is short, one block of the model is in memory at a time. `sibling` names the stored profile of
     a smaller model of the family to plan by before anything is measured. `device` is where torch computes: `auto` takes the
-    machine's accelerator if it has one. What has been measured before is found under
-    `home` (BITPLAN_HOME) and not measured again.
+    machine's accelerator if it has one. `latency_ms` is a second limit: milliseconds of one decoding step at batch 1 on
+    `latency_device` (h100 unless given), as its latency table has them (`timing.py`). What has been measured before is found
+    under `home` (BITPLAN_HOME) and not measured again.
 
     Raises UsageError or UnknownName for a request that cannot be meant, ModelError, and Infeasible, before anything is
-    measured, with the range of budgets that can be met.
+    measured, with the range of budgets that can be met, or the smallest latency.
     """
     named = None if formats is None else tuple(formats)
     profile = ProfileRequest(model, metric, named, calibration, tokens, seed, rounding, until_stable, stream, sibling, device)
     text = budget.text if isinstance(budget, Budget) else str(budget)
-    request = PlanRequest(profile, text, target, solver, tuple((pins or {}).items()))
+    request = PlanRequest(profile, text, target, solver, tuple((pins or {}).items()), latency_ms, latency_device)
     return allocate_request(request, home=home, progress=progress)
 
 

@@ -22,11 +22,13 @@ from .budget import Budget, readable
 from .errors import Infeasible, UsageError
 from .request import PlanRequest
 from .targets import TARGETS
+from .timing import Limit, Timing, least_time, nanoseconds_of, time_items
 
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A choice problem with the way back. `items[i]` are the units of item i; `formats[j]` is option j."""
+    """A choice problem with the way back. `items[i]` are the units of item i; `formats[j]` is option j. Its first limit is
+    in bytes; with a `latency_limit` there is a second in nanoseconds, whose costs are those of `timing`."""
 
     problem: ChoiceProblem
     items: tuple[tuple[str, ...], ...]
@@ -35,6 +37,8 @@ class Built:
     limit_bytes: int
     minimum_bytes: int
     maximum_bytes: int
+    timing: Timing | None = None
+    latency_limit: Limit | None = None
 
     def assignment(self, choice: npt.NDArray[np.int64]) -> dict[str, str]:
         """Unit -> format for a choice of one option an item."""
@@ -102,9 +106,25 @@ def _limited(
             maximum,
         )
     units_limit = min(limit - inventory.fixed_bytes, int(dearest.sum()))
-    problem = ChoiceProblem(loss, cost[None], np.array([units_limit]), allowed)
     items = tuple(tuple(unit.name for unit in units) for units in groups.values())
-    return Built(problem, items, formats, pins, limit, minimum, maximum)
+    if request.latency_ms is None:
+        problem = ChoiceProblem(loss, cost[None], np.array([units_limit]), allowed)
+        return Built(problem, items, formats, pins, limit, minimum, maximum)
+    timing = time_items(inventory, groups.values(), formats, request.timed_on)
+    allowance = nanoseconds_of(request.latency_ms)
+    fastest = least_time(timing, cost, units_limit, allowed)
+    if fastest > allowance:
+        ever = least_time(timing, cost, int(dearest.sum()), allowed)
+        raise Infeasible(
+            f"a latency of {request.latency_ms:g} ms on {request.timed_on} cannot be met: within {request.budget} the fastest "
+            f"plan of {inventory.model_id} takes {fastest / 1e6:.6f} ms a token, and the fastest of any size {ever / 1e6:.6f} "
+            "ms; raise --latency-ms or the budget, or allow other formats",
+            minimum,
+            maximum,
+            minimum_latency_ms=fastest / 1e6,
+        )
+    problem = ChoiceProblem(loss, np.stack([cost, timing.nanoseconds]), np.array([units_limit, allowance]), allowed)
+    return Built(problem, items, formats, pins, limit, minimum, maximum, timing, Limit(allowance, fastest))
 
 
 def _measured(report: SensitivityReport | None) -> dict[tuple[str, str], float] | None:

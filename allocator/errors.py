@@ -4,7 +4,7 @@
     ├── UsageError            a request that cannot be meant: nonsense budget, bad option, empty calibration file
     │   └── UnknownName       a metric, solver, format, target or unit that does not exist; the known ones are listed
     ├── ModelError            the model cannot be read: missing, truncated, pickled, needs its own code, NaN weights
-    ├── Infeasible            no plan fits the budget; says the smallest and largest bytes that would do
+    ├── Infeasible            no plan fits the limits; says the smallest and largest bytes, or the least time, that would do
     ├── PlanMismatch          the plan was made for another model or another revision of it
     ├── VerificationFailed    bytes or kernels differ from the promise; the report is attached
     ├── NotFound              no such plan, profile or job
@@ -44,10 +44,12 @@ class ModelError(BitplanError):
 
 
 class Infeasible(BitplanError):
-    """No plan fits; `minimum_bytes` to `maximum_bytes` is the range of budgets (whole model) that can be met."""
+    """No plan fits; `minimum_bytes` to `maximum_bytes` is the range of budgets (whole model) that can be met. Where a limit
+    on the latency stands in the way, `minimum_latency_ms` is the smallest that can be met within the budget asked for."""
 
-    def __init__(self, message: str, minimum_bytes: int, maximum_bytes: int) -> None:
+    def __init__(self, message: str, minimum_bytes: int, maximum_bytes: int, *, minimum_latency_ms: float | None = None) -> None:
         self.minimum_bytes, self.maximum_bytes = minimum_bytes, maximum_bytes
+        self.minimum_latency_ms = minimum_latency_ms
         super().__init__(message)
 
 

@@ -33,12 +33,22 @@ class PlannedModel(_Value):
     native_bytes: int
 
 
+class PlannedLatency(_Value):
+    """A limit on one decoding step at batch 1."""
+
+    device: str = Field(description="the latency table that counted")
+    table: str = Field(description="SHA-256 of that table")
+    limit_ms: float
+    minimum_ms: float = Field(description="the smallest limit that could be met within the budget")
+
+
 class PlannedBudget(_Value):
     text: str = Field(description="as the user wrote it")
     limit_bytes: int = Field(description="bytes allowed for all weights as stored")
     units_limit_bytes: int = Field(description="what is left of it for the units")
     minimum_bytes: int = Field(description="the smallest budget that could be met with these formats and pins")
     maximum_bytes: int = Field(description="the model's own size: a larger budget buys nothing")
+    latency: PlannedLatency | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class BytesByPart(_Value):
@@ -51,6 +61,15 @@ class BytesByPart(_Value):
     by_format: dict[str, int]
 
 
+class PredictedLatency(_Value):
+    """One decoding step at batch 1: the products of all units, one after the other."""
+
+    ms: float
+    device: str
+    measured: bool = Field(description="whether every product lies among measured points; else the device's formula gave some")
+    source: str = Field(description="what the device's table rests on")
+
+
 class Predicted(_Value):
     loss: float
     stderr: float | None
@@ -58,6 +77,9 @@ class Predicted(_Value):
     bytes: BytesByPart
     stored_bits_per_weight: float
     nominal_bits_per_weight: float
+    latency: PredictedLatency | None = Field(
+        default=None, description="with a limit on it only", exclude_if=lambda value: value is None
+    )
 
 
 class Provenance(_Value):
@@ -106,7 +128,8 @@ class Plan(_Value):
             raise UsageError(f"this is not a plan document ({reason}); give a file written by `bitplan plan --out`") from error
 
     def frontier(self) -> list[dict[str, float]]:
-        """Every plan on the lower convex hull of (bytes, loss): `[{"bytes", "loss", "multiplier"}, ...]`, smallest first."""
+        """Every plan on the lower convex hull of (bytes, loss): `[{"bytes", "loss", "multiplier"}, ...]`, smallest first. A
+        limit on the latency is set aside."""
         return frontier_of(self.certificate, self.predicted.bytes.fixed)
 
     def explain(self, unit: str) -> dict[str, Any]:
@@ -123,9 +146,11 @@ def plan_id(
     pins: dict[str, str],
     assignment: dict[str, str],
     profile_id: str | None,
+    latency: tuple[str, str, int] | None = None,
 ) -> str:
-    """SHA-256 of what makes two plans the same plan."""
+    """SHA-256 of what makes two plans the same plan; `latency` is device, table and limit in nanoseconds, where there is one."""
     key = [fingerprint, target, limit_bytes, sorted(pins.items()), sorted(assignment.items()), profile_id]
+    key += [] if latency is None else [latency]
     return hashlib.sha256(json.dumps(key, separators=(",", ":")).encode()).hexdigest()
 
 

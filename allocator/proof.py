@@ -7,6 +7,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class LatencyCertificate(BaseModel):
+    """The second limit in the same form: option j of item i takes `cost[i][j]` nanoseconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cost: list[list[int]]
+    limit: int
+    multiplier_numerator: int
+    multiplier_denominator: int
+
+
 class PlanCertificate(BaseModel):
     """The choice problem in integers and the proof. Item i is a group of tied units; its option j has loss
     `loss[i][j] / loss_scale` (null: not allowed) and bytes `cost[i][j]`; `choice[i]` is the option taken. With the
@@ -14,8 +25,12 @@ class PlanCertificate(BaseModel):
 
         lower bound = sum_i min_j (loss[i][j] + lambda cost[i][j]) - lambda limit
 
-    holds for every plan within the limit. `proof` is `multipliers` when that bound alone proves the choice optimal,
-    `search` when an exact search closed what is left of the gap, `bound` when nothing more than the gap is claimed.
+    holds for every plan within the limit. With a limit on the latency, a second multiplier mu prices nanoseconds too:
+
+        lower bound = sum_i min_j (loss[i][j] + lambda cost[i][j] + mu latency.cost[i][j]) - lambda limit - mu latency.limit
+
+    `proof` is `multipliers` when that bound alone proves the choice optimal, `search` when an exact search closed what is
+    left of the gap, `bound` when nothing more than the gap is claimed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,3 +47,4 @@ class PlanCertificate(BaseModel):
     lower_bound: float = Field(description="in the plan's quantity")
     gap: float = Field(description="predicted loss minus lower bound, in the plan's quantity")
     proof: Literal["multipliers", "search", "bound"]
+    latency: LatencyCertificate | None = Field(default=None, exclude_if=lambda value: value is None)

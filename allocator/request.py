@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.formats import FORMATS
+from ..kernels.latency_json import devices
 from ..sensitivity import METRICS
 from ..sensitivity.units import Inventory
 from ..solvers import SOLVERS as EVERY_SOLVER
@@ -23,8 +25,11 @@ DEFAULT_TOKENS = 4096
 PROFILE_VERSION = 2  # raised when what a metric means changes: old profiles are then measured anew
 ROUNDINGS = ("gptq", "nearest")
 
-# A plan is a problem of one limit in bytes: solvers of balances, and of costs coarse enough for a table, have no say in it.
+# A plan is a problem of limits in bytes and time: solvers of balances, and of costs coarse enough for a table, have no say in it.
 SOLVERS = {name: solve for name, solve in EVERY_SOLVER.items() if name not in ("pairing", "segment_dp")}
+ONE_LIMIT = ("core", "hull", "closed_form", "dp_error")  # of these, the ones that take no second limit
+LATENCY_DEVICE = "h100"
+LONGEST = 1e9  # milliseconds: as nanoseconds they stay within what a table of integers holds
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,21 @@ class ProfileRequest:
 @dataclass(frozen=True)
 class PlanRequest:
     """What is asked of a plan. `pins` are (regular expression, format): units whose whole name matches keep that format;
-    the format `native` stands for a unit's own dtype."""
+    the format `native` stands for a unit's own dtype. `latency_ms` limits one decoding step at batch 1 on `latency_device`, the
+    name of a latency table (not a device of torch), h100 unless given."""
 
     profile: ProfileRequest
     budget: str
     target: str = "native"
     solver: str = "best"
     pins: tuple[tuple[str, str], ...] = ()
+    latency_ms: float | None = None
+    latency_device: str | None = None
+
+    @property
+    def timed_on(self) -> str:
+        """The device of the latency limit."""
+        return self.latency_device or LATENCY_DEVICE
 
     @property
     def measured(self) -> ProfileRequest:
@@ -134,6 +147,7 @@ class PlanRequest:
         Budget.parse(self.budget)
         _known("target", self.target, TARGETS)
         _known("solver", self.solver, SOLVERS)
+        self._check_latency()
         for pattern, fmt in self.pins:
             if fmt != "native":
                 _known("format", fmt, FORMATS)
@@ -141,6 +155,19 @@ class PlanRequest:
                 re.compile(pattern)
             except re.error as error:
                 raise UsageError(f"pin {pattern!r} is not a regular expression ({error}); mend it or escape it") from error
+
+    def _check_latency(self) -> None:
+        _known("latency device", self.timed_on, devices())
+        if self.latency_ms is None:
+            if self.latency_device is not None:
+                raise UsageError(f"latency device {self.latency_device!r} without a limit does nothing; add --latency-ms")
+            return
+        if not (math.isfinite(self.latency_ms) and 0 < self.latency_ms <= LONGEST):
+            raise UsageError(
+                f"a latency of {self.latency_ms} ms cannot be kept; give milliseconds above zero, at most {LONGEST:g}"
+            )
+        if self.solver in ONE_LIMIT:
+            raise UsageError(f"solver {self.solver!r} takes one limit and --latency-ms is a second; use 'best' or 'dp'")
 
 
 def calibration_digest(source: str | None) -> str:

@@ -26,14 +26,17 @@ from .plan import (
     BytesByPart,
     Plan,
     PlannedBudget,
+    PlannedLatency,
     PlannedModel,
     Predicted,
+    PredictedLatency,
     Provenance,
     now,
     plan_id,
 )
-from .proof import PlanCertificate
+from .proof import LatencyCertificate, PlanCertificate
 from .request import SOLVERS, PlanRequest
+from .timing import Timing
 
 VERSIONED = ("bitplan", "torch", "transformers", "numpy")
 
@@ -45,9 +48,9 @@ def check_budget(inventory: Inventory, request: PlanRequest) -> Built:
 
 
 def needs_profile(inventory: Inventory, request: PlanRequest) -> bool:
-    """Whether anything has to be measured: not when the budget holds the untouched model."""
+    """Whether anything has to be measured: not when the limits hold the untouched model."""
     built = check_budget(inventory, request)
-    return built.limit_bytes < built.maximum_bytes or bool(built.pins)
+    return built.limit_bytes < built.maximum_bytes or bool(built.pins) or _too_slow(built)
 
 
 def plan_from_profile(inventory: Inventory, report: SensitivityReport | None, request: PlanRequest) -> Plan:
@@ -68,6 +71,12 @@ def plan_from_profile(inventory: Inventory, report: SensitivityReport | None, re
     return _document(inventory, report, request, built, built.assignment(solution.choice), solution)
 
 
+def _too_slow(built: Built) -> bool:
+    """Whether the untouched model breaks a limit on the latency."""
+    timing, limit = built.timing, built.latency_limit
+    return timing is not None and limit is not None and timing.untouched > limit.nanoseconds
+
+
 def _only(built: Built, choice: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Built:
     """`built` with no other option than `choice`: of what was not measured nothing is claimed."""
     problem = built.problem
@@ -78,7 +87,7 @@ def _only(built: Built, choice: np.ndarray[tuple[int], np.dtype[np.int64]]) -> B
 def _untouched(built: Built, choice: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Solution:
     from ..solvers.certificate import answer
 
-    return answer(built.problem, choice, [Fraction(0)], "none", time.perf_counter())
+    return answer(built.problem, choice, [Fraction(0)] * built.problem.resources, "none", time.perf_counter())
 
 
 def _document(
@@ -90,8 +99,10 @@ def _document(
     solution: Solution,
 ) -> Plan:
     limit = built.limit_bytes
+    planned, predicted, key = _latency(request, built, solution)
+    profile_id = None if report is None else report.id
     return Plan(
-        id=plan_id(inventory.fingerprint, request.target, limit, built.pins, assignment, None if report is None else report.id),
+        id=plan_id(inventory.fingerprint, request.target, limit, built.pins, assignment, profile_id, key),
         model=PlannedModel(
             id=inventory.model_id,
             fingerprint=inventory.fingerprint,
@@ -107,13 +118,14 @@ def _document(
             units_limit_bytes=limit - inventory.fixed_bytes,
             minimum_bytes=built.minimum_bytes,
             maximum_bytes=built.maximum_bytes,
+            latency=planned,
         ),
         pins=built.pins,
         assignment=assignment,
-        predicted=_predicted(inventory, report, assignment, solution.loss),
+        predicted=_predicted(inventory, report, assignment, solution.loss, predicted),
         certificate=_certificate(built, solution),
         provenance=Provenance(
-            profile_id=None if report is None else report.id,
+            profile_id=profile_id,
             metric=request.profile.metric,
             solver=solution.solver,
             rounding=request.profile.rounding,
@@ -133,7 +145,31 @@ def _document(
     )
 
 
-def _predicted(inventory: Inventory, report: SensitivityReport | None, assignment: dict[str, str], loss: float) -> Predicted:
+def _latency(
+    request: PlanRequest, built: Built, solution: Solution
+) -> tuple[PlannedLatency | None, PredictedLatency | None, tuple[str, str, int] | None]:
+    """The limit on the latency and the prediction as the document has them, and what of them the plan's id hashes."""
+    timing, limit, choice = built.timing, built.latency_limit, solution.choice
+    if timing is None or limit is None:
+        return None, None, None
+    assert choice is not None
+    device = timing.device
+    planned = PlannedLatency(
+        device=device.name, table=device.digest, limit_ms=limit.nanoseconds / 1e6, minimum_ms=limit.minimum / 1e6
+    )
+    known = bool(timing.known[np.arange(len(choice)), choice].all())
+    source = device.source + ("; some products by its formula" if device.measured and not known else "")
+    predicted = PredictedLatency(ms=int(solution.cost[1]) / 1e6, device=device.name, measured=known, source=source)
+    return planned, predicted, (device.name, device.digest, limit.nanoseconds)
+
+
+def _predicted(
+    inventory: Inventory,
+    report: SensitivityReport | None,
+    assignment: dict[str, str],
+    loss: float,
+    latency: PredictedLatency | None,
+) -> Predicted:
     """Bytes by part, bits a weight, and the standard error of the loss: units are measured on the same batches, so their
     errors are added, not added in quadrature."""
     parts = {"codes": 0, "scales": 0, "zeros": 0, "native": 0}
@@ -159,6 +195,7 @@ def _predicted(inventory: Inventory, report: SensitivityReport | None, assignmen
         bytes=BytesByPart(total=stored + inventory.fixed_bytes, fixed=inventory.fixed_bytes, by_format=by_format, **parts),
         stored_bits_per_weight=8 * stored / inventory.unit_parameters,
         nominal_bits_per_weight=nominal / inventory.unit_parameters,
+        latency=latency,
     )
 
 
@@ -167,7 +204,15 @@ def _certificate(built: Built, solution: Solution) -> PlanCertificate:
     certificate, choice = solution.certificate, solution.choice
     assert certificate is not None
     assert choice is not None
-    (multiplier,) = certificate.multipliers
+    multiplier, *rest = certificate.multipliers
+    clock = None
+    if rest:
+        clock = LatencyCertificate(
+            cost=tables.cost[1].tolist(),
+            limit=int(tables.limit[1]),
+            multiplier_numerator=rest[0].numerator,
+            multiplier_denominator=rest[0].denominator,
+        )
     return PlanCertificate(
         items=[list(units) for units in built.items],
         formats=list(built.formats),
@@ -184,6 +229,7 @@ def _certificate(built: Built, solution: Solution) -> PlanCertificate:
         lower_bound=float(certificate.lower_bound / certificate.loss_scale),
         gap=float(certificate.gap / certificate.loss_scale),
         proof=solution.proof,
+        latency=clock,
     )
 
 
@@ -191,6 +237,7 @@ def _notes(inventory: Inventory, report: SensitivityReport | None, request: Plan
     notes = []
     if built.limit_bytes > inventory.native_bytes:
         notes.append(f"the budget is above the model's own size, {readable(inventory.native_bytes)}: a larger one buys nothing")
+    notes += [] if built.timing is None else _latency_notes(inventory, built.timing)
     notes += [] if report is None else report.notes
     if report is not None and report.stderr is not None:
         unreached = [u for u, row in zip(report.units, report.loss, strict=True) if not np.nansum(row) > 0]
@@ -199,6 +246,18 @@ def _notes(inventory: Inventory, report: SensitivityReport | None, request: Plan
                 f"{len(unreached)} units were never reached by the calibration data ({unreached[0]}, ...), so their losses "
                 "read zero; calibrate on more or wider data if they matter"
             )
+    return notes
+
+
+def _latency_notes(inventory: Inventory, timing: Timing) -> list[str]:
+    notes = []
+    if not timing.device.measured:
+        notes.append(
+            f"nothing has been measured on {timing.device.name} yet: its latencies follow from constants that are guesses; "
+            "measure before you rely on them"
+        )
+    if any(unit.kind == "expert" for unit in inventory.units):
+        notes.append("the latency counts all experts, as the inventory does not say how many a token uses; a token takes less")
     return notes
 
 

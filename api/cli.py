@@ -151,6 +151,15 @@ def plan(
     stream: Stream = False,
     sibling: Sibling = None,
     device: Device = "auto",
+    latency_ms: Annotated[
+        float | None, typer.Option(metavar="MS", help="Second limit: milliseconds of one decoding step at batch 1.")
+    ] = None,
+    latency_device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="NAME", help="Device whose latency table counts them; default: h100. Torch computes elsewhere."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan there as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -174,6 +183,8 @@ def plan(
         stream=stream,
         sibling=sibling,
         device=device,
+        latency_ms=latency_ms,
+        latency_device=latency_device,
     )
     with _state() as (settings, store), terminal.progress_bars() as tell:
         made = work.make_plan(store, settings.home, body, tell)

@@ -81,6 +81,8 @@ def problem_of(error: BitplanError) -> dict[str, Any]:
     }
     if isinstance(error, Infeasible):
         document |= {"minimum_bytes": error.minimum_bytes, "maximum_bytes": error.maximum_bytes}
+        if error.minimum_latency_ms is not None:
+            document["minimum_latency_ms"] = error.minimum_latency_ms
     elif isinstance(error, UnknownName):
         document |= {"kind": error.kind, "name": error.name, "known": list(error.known)}
     elif isinstance(error, VerificationFailed):
@@ -101,7 +103,9 @@ def error_of(document: dict[str, Any]) -> BitplanError:
     detail = str(document.get("detail") or document.get("title") or "the service gave no reason")
     error_class = next((cls for cls, kind in PROBLEMS.items() if kind.slug == slug), None)
     if error_class is Infeasible:
-        return Infeasible(detail, int(document["minimum_bytes"]), int(document["maximum_bytes"]))
+        least = document.get("minimum_latency_ms")
+        smallest, largest = int(document["minimum_bytes"]), int(document["maximum_bytes"])
+        return Infeasible(detail, smallest, largest, minimum_latency_ms=None if least is None else float(least))
     if error_class is UnknownName:
         return UnknownName(document["kind"], document["name"], document["known"])
     if error_class is VerificationFailed:

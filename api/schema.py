@@ -67,6 +67,12 @@ class PlanBody(ProfileBody):
     target: str = "native"
     solver: str = "best"
     pins: dict[str, str] = Field(default_factory=dict, description="regular expression of unit names -> format")
+    latency_ms: float | None = Field(
+        default=None, description="a second limit: milliseconds of one decoding step at batch 1 on `latency_device`"
+    )
+    latency_device: str | None = Field(
+        default=None, description="name of a latency table, default h100; not the device that torch computes on"
+    )
     verify: bool = Field(default=False, description="measure the plan once it is made")
 
     def profile(self) -> ProfileBody:
@@ -76,7 +82,9 @@ class PlanBody(ProfileBody):
     def plan_request(self) -> PlanRequest:
         from ..allocator import PlanRequest
 
-        return PlanRequest(self.profile_request(), self.budget, self.target, self.solver, tuple(self.pins.items()))
+        pins = tuple(self.pins.items())
+        profile = self.profile_request()
+        return PlanRequest(profile, self.budget, self.target, self.solver, pins, self.latency_ms, self.latency_device)
 
 
 class InspectBody(_Body):

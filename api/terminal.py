@@ -74,6 +74,8 @@ def plan_summary(plan: Plan) -> Group:
     facts.add_row(
         "bits", f"{predicted.stored_bits_per_weight:.2f} a weight stored, {predicted.nominal_bits_per_weight:.2f} nominal"
     )
+    if predicted.latency is not None and budget.latency is not None:
+        facts.add_row("latency", wording.latency(predicted.latency, budget.latency))
     histogram = Table.grid(padding=(0, 2))
     rows = format_rows(plan)
     most = max((row["bytes"] for row in rows), default=1)

@@ -65,6 +65,8 @@ def make_plan(store: Store, home: Path, body: PlanBody, tell: Tell) -> Plan:
         stream=body.stream,
         sibling=body.sibling,
         device=body.device,
+        latency_ms=body.latency_ms,
+        latency_device=body.latency_device,
         home=home,
         progress=tell,
     )

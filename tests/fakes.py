@@ -152,7 +152,8 @@ def profile_model(request: ProfileRequest, *, home: Path | str | None = None, pr
 
 def allocate(model: str, budget: str, *, home: Path | str | None = None, progress: Any = None, **settings: Any) -> Plan:
     profile = ProfileRequest(model, **{name: settings[name] for name in ("metric", "formats", "calibration", "tokens", "seed")})
-    request = PlanRequest(profile, budget, settings["target"], settings["solver"], tuple(settings["pins"].items()))
+    latency = settings["latency_ms"], settings["latency_device"]
+    request = PlanRequest(profile, budget, settings["target"], settings["solver"], tuple(settings["pins"].items()), *latency)
     request.check()
     found = inspect_model(model, home=home, progress=progress)
     allocator.check_budget(found, request)

@@ -1,4 +1,4 @@
-"""What a stranger does with a plan document who trusts neither the solver nor this package: thirty lines of plain Python."""
+"""What a stranger does with a plan document who trusts neither the solver nor this package: forty lines of plain Python."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ def check(text: str) -> Fraction:
     assert spent <= proof["limit"] <= plan["budget"]["units_limit_bytes"], "the limit is broken"
     assert spent + predicted["bytes"]["fixed"] == predicted["bytes"]["total"] <= plan["budget"]["limit_bytes"]
 
-    price = Fraction(proof["multiplier_numerator"], proof["multiplier_denominator"])
-    assert price >= 0
-    least = [min(e + price * c for e, c in zip(*row, strict=True) if e is not None) for row in zip(loss, cost, strict=True)]
-    bound = sum(least) - price * proof["limit"]
+    limits = [proof, *filter(None, [proof.get("latency")])]  # bytes, and nanoseconds where they are limited
+    prices = [Fraction(limit["multiplier_numerator"], limit["multiplier_denominator"]) for limit in limits]
+    assert all(price >= 0 for price in prices)
+    priced = [
+        [sum(price * limit["cost"][i][j] for price, limit in zip(prices, limits, strict=True)) for j in range(len(row))]
+        for i, row in enumerate(loss)
+    ]
+    least = [min(e + p for e, p in zip(*row, strict=True) if e is not None) for row in zip(loss, priced, strict=True)]
+    bound = sum(least) - sum(price * limit["limit"] for price, limit in zip(prices, limits, strict=True))
+    assert ("latency" in proof) == ("latency" in plan["budget"]) == ("latency" in predicted), "a limit is missing"
+    if "latency" in proof:
+        taken_ns = sum(proof["latency"]["cost"][i][j] for i, j in enumerate(choice))
+        assert taken_ns <= proof["latency"]["limit"] == round(1e6 * plan["budget"]["latency"]["limit_ms"])
+        assert predicted["latency"]["ms"] == taken_ns / 1e6
     total = sum(loss[i][j] for i, j in enumerate(choice))
     gap: Fraction = total - bound
     assert gap >= 0, "the bound lies above a plan within the limit"
