@@ -23,9 +23,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..kernels.experts import QuantizedExperts
 from ..kernels.formats import FORMATS
 from ..kernels.linear import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear
 from ..kernels.packing import PackedWeight
+from ..sensitivity.experts import Experts
 from ..sensitivity.render import FLOATS, Rendered
 from ..sensitivity.units import Inventory, Unit
 from .errors import ModelError, UsageError
@@ -60,6 +62,17 @@ def _quantized(old: nn.Module, made: PackedWeight) -> nn.Module:
     return QuantizedLinear(made, old.bias)  # type: ignore[arg-type]
 
 
+def put_experts_together(module: nn.Module) -> None:
+    """Let the experts of each layer of `module`, where all are packed, be computed together, in place."""
+    for path, layer in list(module.named_modules()):
+        if not isinstance(layer, Experts):
+            continue
+        matrices = [child for expert in layer.experts.values() for child in expert.children()]
+        if all(isinstance(matrix, QuantizedLinear) for matrix in matrices):
+            parent, _, child = path.rpartition(".")
+            setattr(module.get_submodule(parent), child, QuantizedExperts(layer.experts, layer.up_name, layer.between))
+
+
 def quantized_copy(module: nn.Module, inventory: Inventory, rendered: Mapping[str, tuple[Rendered, ...]]) -> nn.Module:
     """A copy of `module` with the units of `rendered` replaced; all that is not replaced is shared with the original."""
     shared: dict[int, object] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
@@ -67,6 +80,7 @@ def quantized_copy(module: nn.Module, inventory: Inventory, rendered: Mapping[st
     for unit in inventory.units:
         if unit.name in rendered:
             put_unit(result, unit, rendered[unit.name])
+    put_experts_together(result)
     return result
 
 
@@ -147,6 +161,7 @@ def _filled(module: nn.Module, inventory: Inventory, plan: Plan, state: Mapping[
     """`module` with the weights of `state`, ready to run. Raises KeyError, naming it, for a tensor that is not there."""
     for unit in inventory.units:
         put_unit(module, unit, tuple(_stored(state, unit, i, plan.assignment[unit.name]) for i in range(len(unit.matrices))))
+    put_experts_together(module)
     own = module.state_dict(keep_vars=True)
     for fixed in inventory.fixed:
         own[fixed.name].data = state[fixed.name].float() if state[fixed.name].is_floating_point() else state[fixed.name]

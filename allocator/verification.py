@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..kernels.float64 import as_float64
-from ..kernels.linear import BACKEND, QuantizedConv2d, QuantizedEmbedding
+from ..kernels.linear import QuantizedConv2d, QuantizedEmbedding
 from ..kernels.packing import PackedWeight
 from ..kernels.reference import dequantize
 from ..sensitivity.calibration import Part, assert_disjoint
@@ -209,9 +209,11 @@ def _check_units(prepared: Prepared, module: nn.Module, plan: Plan) -> tuple[tup
             lost += float((weight - original).square().sum())
             total += float(original.square().sum())
             for path in (matrix.module, *(unit.shared_with if matrix is unit.matrices[0] else ())):
-                given, exact = _product(module.get_submodule(path), weight, generator)
+                used = module.get_submodule(path)
+                given, exact = _product(used, weight, generator)
                 difference = float((as_float64(given) - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
-                checks.append(KernelCheck(path, BACKEND, difference, KERNEL_TOLERANCE, difference <= KERNEL_TOLERANCE))
+                backend = str(used.backend)
+                checks.append(KernelCheck(path, backend, difference, KERNEL_TOLERANCE, difference <= KERNEL_TOLERANCE))
         errors[unit.name] = lost / total if total else 0.0
     return tuple(checks), errors
 

@@ -49,6 +49,8 @@ class FieldPlanes:
     def __post_init__(self) -> None:
         blocks, rows = -(-self.inputs // WORD_VALUES), sum(width for width, _ in self.fields)
         outputs = self.words.shape[-1]
+        if rows > 8 or any(width not in (1, 2, 4, 8) or not 0 <= low <= 8 - width for width, low in self.fields):
+            raise ValueError(f"fields {self.fields} are not of 1, 2, 4 or 8 bits within 8; see `FIELDS` and `nested_fields`")
         if self.words.dtype != torch.int32 or tuple(self.words.shape) != (blocks, rows, outputs):
             raise ValueError(
                 f"{self.inputs} inputs in {rows} bits need int32 words of shape ({blocks}, {rows}, out), "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class GroupMixed:
         first = self.classes[0][0]
         for planes, numbers in self.classes:
             alike = planes.outputs == first.outputs and planes.group_size == first.group_size
+            if planes.inputs != planes.groups * planes.group_size:
+                raise ValueError(f"a class of {planes.groups} groups of {planes.group_size} inputs holds {planes.inputs} inputs")
             if not alike or numbers.dtype != torch.int32 or tuple(numbers.shape) != (planes.groups,):
                 raise ValueError("the classes of a matrix differ in outputs or group size, or a group lacks its number")
         found = torch.cat([numbers for _, numbers in self.classes]).sort().values
@@ -48,7 +50,7 @@ class GroupMixed:
 def pack_groups(codes: Tensor, bits: list[int], scales: Tensor, zeros: Tensor | None, group_size: int) -> GroupMixed:
     """Codes (in, out) whose group g, of `group_size` inputs, has `bits[g]` bits; scales and zeros (groups, out). The inputs are a
     whole number of groups. Raises ValueError."""
-    if codes.shape[0] != len(bits) * group_size:
+    if not bits or codes.shape[0] != len(bits) * group_size:
         raise ValueError(f"{len(bits)} groups of {group_size} inputs are not {codes.shape[0]} inputs")
     grouped = codes.view(len(bits), group_size, codes.shape[1])
     classes = []
@@ -79,11 +81,21 @@ class ExpertMixed:
     group_size: int
 
     def __post_init__(self) -> None:
-        experts = self.scales.shape[0]
+        experts, groups, outputs = self.scales.shape
         if self.words.dtype != torch.int32 or self.words.dim() != 1 or not self.words.is_contiguous():
             raise ValueError("the experts' words must be one flat int32 buffer")
         if tuple(self.base.shape) != (experts,) or tuple(self.bits.shape) != (experts,):
             raise ValueError(f"{experts} experts need as many bases and widths")
+        if self.base.dtype != torch.int64 or self.bits.dtype != torch.int32:
+            raise ValueError(f"bases must be int64 and widths int32, not {self.base.dtype} and {self.bits.dtype}")
+        if groups != -(-self.inputs // self.group_size) or (self.zeros is not None and self.zeros.shape != self.scales.shape):
+            raise ValueError("scales and zeros must be (experts, groups, out), both alike")
+        bits = self.bits.tolist()
+        if tuple(sorted(set(bits))) != self.widths or not all(width in FIELDS for width in bits):
+            raise ValueError(f"widths {self.widths} are not those of the experts, {sorted(set(bits))}, or not within 1 to 8")
+        each = [-(-self.inputs // WORD_VALUES) * width * outputs for width in bits]
+        if any(base < 0 or base + size > len(self.words) for base, size in zip(self.base.tolist(), each, strict=True)):
+            raise ValueError("an expert's words lie outside the buffer: it is damaged, or of other widths")
 
     @property
     def experts(self) -> int:
@@ -109,13 +121,22 @@ class ExpertMixed:
 
 
 def stack_experts(experts: list[FieldPlanes]) -> ExpertMixed:
-    """Matrices of one shape and group size, each in block order, as one buffer. Raises ValueError where they differ."""
+    """Matrices of one shape, each in block order, as one buffer; where group sizes differ, scales of larger groups are repeated.
+
+    Raises ValueError for no expert, for shapes or dtypes that differ, and for groups that are no multiple of the smallest.
+    """
+    if not experts:
+        raise ValueError("there is no expert to stack")
+    size = min(each.group_size for each in experts)
+    experts = [_in_groups(each, size) for each in experts]
     first = experts[0]
     for index, each in enumerate(experts):
         if each.fields != FIELDS[each.bits]:
             raise ValueError(f"expert {index} is not in block order")
-        if (each.inputs, each.outputs, each.group_size) != (first.inputs, first.outputs, first.group_size):
-            raise ValueError(f"expert {index} differs from the first in shape or group size; stack only what is alike")
+        if (each.inputs, each.outputs) != (first.inputs, first.outputs):
+            raise ValueError(f"expert {index} differs from the first in shape; stack only what is alike")
+        if each.scales.dtype != first.scales.dtype:
+            raise ValueError(f"expert {index} has scales in {each.scales.dtype}, the first in {first.scales.dtype}; cast them")
     sizes = torch.tensor([0, *(each.words.numel() for each in experts)], dtype=torch.int64)
     zeros = None
     if any(each.zeros is not None for each in experts):
@@ -130,6 +151,19 @@ def stack_experts(experts: list[FieldPlanes]) -> ExpertMixed:
         zeros,
         first.group_size,
     )
+
+
+def _in_groups(planes: FieldPlanes, size: int) -> FieldPlanes:
+    """The same matrix with a scale for each run of `size` inputs."""
+    if planes.group_size == size:
+        return planes
+    if size >= planes.inputs:
+        return replace(planes, group_size=size)
+    if size % WORD_VALUES or (planes.group_size % size and planes.group_size < planes.inputs):
+        raise ValueError(f"groups of {planes.group_size} inputs cannot be cut into groups of {size}")
+    group = torch.arange(0, planes.inputs, size, device=planes.words.device) // planes.group_size
+    zeros = None if planes.zeros is None else planes.zeros[group]
+    return FieldPlanes(planes.words, planes.fields, planes.inputs, planes.scales[group], zeros, size)
 
 
 def _zeros(planes: FieldPlanes) -> Tensor:

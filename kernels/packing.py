@@ -53,6 +53,8 @@ def pack(codes: Tensor, bits: int, fields: tuple[tuple[int, int], ...] | None = 
         raise ValueError(f"a code lies outside [0, {2**bits}), the range of {bits} bits")
     inputs, outputs = codes.shape
     blocks = -(-inputs // WORD_VALUES)
+    if codes.numel() == 0:
+        return torch.zeros(blocks, bits, outputs, dtype=torch.int32, device=codes.device)
     padded = torch.zeros(blocks * WORD_VALUES, outputs, dtype=torch.uint8, device=codes.device)
     padded[:inputs] = codes
     each = torch.zeros(blocks, bits, 4, outputs, dtype=torch.uint8, device=codes.device)  # (block, row, byte, out)
@@ -71,6 +73,10 @@ def unpack(words: Tensor, fields: tuple[tuple[int, int], ...], inputs: int) -> T
     `unpack(pack(codes, bits), FIELDS[bits], inputs)` are the codes. Words may be a view: only outputs must be adjacent.
     """
     blocks, rows, outputs = words.shape
+    if words.numel() == 0:
+        return torch.zeros(inputs, outputs, dtype=torch.uint8, device=words.device)
+    if words.stride(-1) != 1:  # of a single output, which any stride fits
+        words = words.contiguous()
     each = words.view(torch.uint8).view(blocks, rows, outputs, 4).transpose(2, 3).contiguous()  # (block, row, byte, out)
     codes: Tensor | None = None
     row = 0

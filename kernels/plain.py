@@ -24,3 +24,7 @@ def group_mixed(x: Tensor, mixed: GroupMixed, out_dtype: torch.dtype, determinis
 
 def expert_mixed(x: Tensor, experts: ExpertMixed, chosen: Tensor, out_dtype: torch.dtype) -> Tensor:
     return reference.expert_mixed(x, experts, chosen).to(out_dtype)
+
+
+def transposed_numbers(planes: FieldPlanes) -> Tensor:
+    return reference.transposed_numbers(planes)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .layout import FieldPlanes, codes_of, opened
 from .mixed import ExpertMixed, GroupMixed
-from .packing import FIELDS, PackedWeight, unpack, unpack_zeros
+from .packing import PackedWeight
 
 
 def transposed_numbers(planes: FieldPlanes, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -72,22 +72,9 @@ def expert_mixed(x: Tensor, experts: ExpertMixed, chosen: Tensor) -> Tensor:
     return result
 
 
-def gather_rows(weight: PackedWeight, rows: Tensor) -> Tensor:
+def gather_rows(planes: FieldPlanes, rows: Tensor) -> Tensor:
     """Rows of the (out, in) matrix, float32, shape (*rows.shape, in): an embedding lookup that unpacks only what it reads."""
     flat = rows.reshape(-1)
-    zeros = unpack_zeros(weight)
-    picked = PackedWeight(
-        weight.format,
-        (flat.numel(), weight.shape[1]),
-        weight.words[:, :, flat],
-        weight.scales[:, flat],
-        None,
-    )
-    if zeros is None:
-        numbers = dequantize_transposed(picked)
-    else:
-        codes = unpack(picked.words, FIELDS[weight.format.bits], weight.shape[1]).to(torch.float32)
-        group = weight.shape[1] if weight.format.group_size is None else weight.format.group_size
-        index = torch.arange(weight.shape[1], device=codes.device) // group
-        numbers = (codes - zeros[:, flat][index]) * picked.scales.to(torch.float32)[index]
-    return numbers.T.reshape(*rows.shape, weight.shape[1])
+    zeros = None if planes.zeros is None else planes.zeros[:, flat]
+    picked = FieldPlanes(planes.words[:, :, flat], planes.fields, planes.inputs, planes.scales[:, flat], zeros, planes.group_size)
+    return transposed_numbers(picked).T.reshape(*rows.shape, planes.inputs)

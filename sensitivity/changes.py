@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ..kernels.float64 import as_float64, sum64
+from ..kernels.layout import opened
 from ..kernels.packing import PackedWeight
 from ..kernels.reference import gather_rows
 from .estimate import empty_table, measured_pairs
@@ -34,7 +35,7 @@ def part_changes(made: Rendered, weight: Tensor, parts: int) -> Iterator[tuple[i
 
 def row_changes(made: Rendered, weight: Tensor, ids: Tensor) -> Tensor:
     """dW[ids] of an embedding lookup, float32 (ids, width)."""
-    rendered = gather_rows(made, ids) if isinstance(made, PackedWeight) else made[ids].float()
+    rendered = gather_rows(opened(made), ids) if isinstance(made, PackedWeight) else made[ids].float()
     return rendered - weight[ids]
 
 

@@ -9,7 +9,7 @@ transposed storage, biases, no gate, and the class's own gate function.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,21 +45,26 @@ class Experts(nn.Module):
         # What lies between the two products is the class's own method and reads its settings (a limit, a slope) from the
         # instance: the instance is kept, hollow, in a list, so that it is no submodule.
         self._stacked: list[Any] = [stacked]
-        self.has_gate = bool(stacked.has_gate)
+        self.up_name, self.has_gate = up_name, bool(stacked.has_gate)
         self.experts = nn.ModuleDict(
             {str(i): Expert(up_name, up, down) for i, (up, down) in enumerate(zip(ups, downs, strict=True))}
         )
 
+    @property
+    def between(self) -> Callable[[Tensor], Tensor]:
+        """What lies between the two products."""
+        between: Callable[[Tensor], Tensor] = self._stacked[0]._apply_gate if self.has_gate else self._stacked[0].act_fn
+        return between
+
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         result = torch.zeros_like(hidden)
-        between = self._stacked[0]._apply_gate if self.has_gate else self._stacked[0].act_fn
         for index, expert in self.experts.items():
             assert isinstance(expert, Expert)
             token, slot = torch.where(chosen == int(index))
             if token.numel() == 0:
                 continue
             expert.positions, expert.total = token, len(hidden)
-            inner = between(expert.get_submodule(expert.up_name)(hidden[token]))
+            inner = self.between(expert.get_submodule(expert.up_name)(hidden[token]))
             result = result.index_add(0, token, (expert.down_proj(inner) * weights[token, slot, None]).to(result.dtype))
         return result
 

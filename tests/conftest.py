@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not Path("/dev/nvidiactl").exists():  # before Triton is imported, by whomever: its kernels are interpreted where no GPU is
+    os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"

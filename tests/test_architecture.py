@@ -29,13 +29,22 @@ FLOORS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": (set(), {"numpy", "torch", "triton"}),
     "solvers": (set(), {"cvxpy", "numpy", "pulp", "scipy"}),
 }
-SENSITIVITY_SEES = {"kernels.float64", "kernels.formats", "kernels.packing", "kernels.reference", "kernels.rounding"}
+SENSITIVITY_SEES = {
+    "kernels.float64",
+    "kernels.formats",
+    "kernels.layout",
+    "kernels.packing",
+    "kernels.reference",
+    "kernels.rounding",
+}
 # Heavy or optional: each is imported in files of its own and never while a folder's face is imported.
 LAUNCH_MODULES = "kernels.triton"
 # Planning from a stored profile needs none of these, so these files must not reach them when they are imported.
 HEAVY = {"accelerate", "gguf", "torch", "transformers", "triton"}
 LIGHT = (
     "kernels.formats",
+    "kernels.latency",
+    "kernels.latency_fit",
     "sensitivity.units",
     "sensitivity.report",
     "allocator",

@@ -93,7 +93,8 @@ def test_nothing_is_held_but_packed_tensors(name: str) -> None:
     inputs = [torch.randn(2, 70), torch.randn(1, 8, 5, 5), torch.tensor([1, 2])]
     for layer, packed, x, bias in zip(layers, weights.values(), inputs, (4 * 9, 4 * 8, 0), strict=True):
         layer(x)  # what is unpacked for a call is let go
-        assert held_bytes(layer) == parse(name).stored_bytes(packed.shape) + bias
+        points = 0 if packed.zeros is None else 2 * packed.scales.numel()  # zero points as numbers
+        assert held_bytes(layer) == parse(name).stored_bytes(packed.shape) + points + bias
         assert {key for key in layer.state_dict() if key != "bias"} == set(packed.tensors())
 
 
@@ -125,7 +126,7 @@ def test_moving_to_another_device_moves_everything() -> None:
 def test_layers_of_a_shared_weight_share_its_tensors() -> None:
     packed = rounded(torch.randn(40, 64), "int4-g32-asym")
     model = nn.ModuleList([QuantizedEmbedding(packed, torch.float32), QuantizedLinear(packed)])
-    assert held_bytes(model) == packed.stored_bytes
+    assert held_bytes(model) == packed.stored_bytes + 2 * 2 * packed.scales.numel()  # and zero points as numbers, each its own
 
 
 def test_a_copy_is_the_same_layer() -> None:

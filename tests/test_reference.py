@@ -84,7 +84,7 @@ def test_gathered_rows_are_rows_of_the_matrix(name: str) -> None:
     for shape in ((9, 33), (40, 70), (64, 128), (5, 211)):
         packed, numbers = random_weight(name, shape)
         rows = torch.tensor([[0, shape[0] - 1, 2], [3, 3, 0]])
-        gathered = gather_rows(packed, rows)
+        gathered = gather_rows(opened(packed), rows)
         assert gathered.dtype == torch.float32
         assert np.array_equal(gathered.double().numpy(), numbers[rows.numpy()])
 
@@ -92,7 +92,7 @@ def test_gathered_rows_are_rows_of_the_matrix(name: str) -> None:
 @pytest.mark.parametrize("name", ["int4-g32", "int4-g32-asym"])
 def test_no_rows_may_be_gathered(name: str) -> None:
     packed, _ = random_weight(name, (9, 70))
-    assert gather_rows(packed, torch.empty(2, 0, dtype=torch.int64)).shape == (2, 0, 70)
+    assert gather_rows(opened(packed), torch.empty(2, 0, dtype=torch.int64)).shape == (2, 0, 70)
 
 
 @pytest.mark.parametrize("scale", [2.0**-24, 65504.0])

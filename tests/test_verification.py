@@ -256,7 +256,7 @@ class TestBrokenPromises:
 
     @pytest.mark.parametrize(
         ("kind", "kernel", "wrong"),
-        [("llama", "matmul", "lm_head"), ("llama", "gather_rows", "embed_tokens"), ("residual", "dequantize", "conv")],
+        [("llama", "matmul", "lm_head"), ("llama", "gather_rows", "embed_tokens"), ("residual", "dequantized", "conv")],
     )
     def test_a_kernel_that_is_slightly_wrong(
         self, kind: str, kernel: str, wrong: str, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
