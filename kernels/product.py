@@ -128,9 +128,14 @@ def moe_matmul(
     return y if weights is None else y * weights.reshape(-1, 1).to(dtype)
 
 
+def transposed_numbers(planes: FieldPlanes, backend: str = "auto") -> Tensor:
+    """The numbers of a matrix, fp32 (in, out), the same on every back end."""
+    return chosen_backend(backend, planes.words.device).transposed_numbers(planes)
+
+
 def dequantized(planes: FieldPlanes, dtype: torch.dtype, backend: str = "auto") -> Tensor:
     """The numbers of a matrix, (out, in) in `dtype`: computed in fp32 and cast."""
-    return chosen_backend(backend, planes.words.device).transposed_numbers(planes).to(dtype).T
+    return transposed_numbers(planes, backend).to(dtype).T
 
 
 def chosen_backend(name: str, device: torch.device) -> Backend:

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..kernels.formats import FORMATS, Format
+from ..kernels.layout import opened
 from ..kernels.packing import PackedWeight
-from ..kernels.reference import dequantize_transposed
+from ..kernels.product import transposed_numbers
 from ..kernels.rounding import Factor, inverse_factor, round_gptq, round_nearest
 from .calibration import Part
 from .moments import Moments, collect_moments
@@ -36,7 +37,7 @@ FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def rendered_transposed(rendered: Rendered) -> Tensor:
     """The numbers of a rendering, float32 (in, out)."""
     if isinstance(rendered, PackedWeight):
-        return dequantize_transposed(rendered)
+        return transposed_numbers(opened(rendered))
     return rendered.to(torch.float32).flatten(1).T
 
 

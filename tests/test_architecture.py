@@ -34,6 +34,7 @@ SENSITIVITY_SEES = {
     "kernels.formats",
     "kernels.layout",
     "kernels.packing",
+    "kernels.product",
     "kernels.reference",
     "kernels.rounding",
 }

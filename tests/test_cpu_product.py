@@ -45,17 +45,18 @@ def matrix(
     order: str = "block",
     dtype: torch.dtype = torch.float16,
 ) -> FieldPlanes:
-    """Random codes, scales of either sign, zero points that are not whole."""
+    """Random codes, scales of either sign, zero points that are not whole, or none for every third seed."""
     g = torch.Generator().manual_seed(seed)
     groups = 1 if group is None else -(-inputs // group)
     scales = (torch.rand(groups, outputs, generator=g) + 0.5) * torch.where(torch.rand(groups, outputs, generator=g) < 0.2, -1, 1)
     zeros = torch.rand(groups, outputs, generator=g) * 2**bits
     codes = torch.randint(2**bits, (inputs, outputs), generator=g)
-    return pack(codes, bits, scales.to(dtype), zeros.to(dtype), group_size=group, order=order)  # type: ignore[arg-type]
+    given = None if seed % 3 == 0 else zeros.to(dtype)
+    return pack(codes, bits, scales.to(dtype), given, group_size=group, order=order)  # type: ignore[arg-type]
 
 
 def apart(y: Tensor, exact: Tensor) -> float:
-    return float((y.double() - exact).norm() / exact.norm())
+    return float((y.double() - exact).norm() / exact.norm().clamp_min(1e-30))
 
 
 def cases() -> Iterator[tuple[int, int, int, int, int | None, str, torch.dtype]]:
@@ -93,7 +94,7 @@ def test_activations_of_every_dtype(bits: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_numbers_are_those_of_the_reference_to_the_last_bit(bits: int, order: str, instructions: str) -> None:
     for (outputs, inputs), group, dtype in itertools.product(SHAPES, (32, None), (torch.float16, torch.bfloat16, torch.float32)):
-        planes = matrix(bits, outputs, inputs, group, order=order, dtype=dtype)
+        planes = matrix(bits, outputs, inputs, group, seed=inputs + bits, order=order, dtype=dtype)
         exact = transposed_numbers(planes)
         assert torch.equal(compiled.transposed_numbers(planes, instructions=instructions), exact)
         for some in (slice(0, 1), slice(0, 4), slice(None)):  # single rows, a few, many: three ways through the code
@@ -128,6 +129,21 @@ def test_words_behind_the_last_are_never_read_into_a_result(instructions: str) -
     assert torch.equal(compiled.product(x, same, torch.float32, True, instructions=instructions), expected)
     assert torch.all(guarded[:256] == 0x7F7F7F7F)
     assert torch.all(guarded[-256:] == 0x7F7F7F7F)
+
+
+def test_a_run_of_outputs_is_read_where_it_lies(instructions: str) -> None:
+    """Views into larger words and scales, with zero points laid out in another way."""
+    whole = matrix(5, 160, 211, 64, seed=1)
+    assert whole.zeros is not None
+    some = slice(64, 141)
+    part = FieldPlanes(whole.words[:, :, some], whole.fields, 211, whole.scales[:, some], whole.zeros[:, some].contiguous(), 64)
+    assert not part.words.is_contiguous()
+    for rows in (1, 3, 9, 400):
+        x = torch.randn(rows, 211, generator=torch.Generator().manual_seed(rows))
+        expected = compiled.product(x, whole, torch.float32, True, instructions=instructions)[:, some]
+        made = compiled.product(x, part, torch.float32, True, instructions=instructions)
+        assert apart(made, expected.double()) < 1e-6
+    assert torch.equal(compiled.transposed_numbers(part, instructions=instructions), transposed_numbers(whole)[:, some])
 
 
 def test_codes_behind_the_last_input_count_for_nothing(instructions: str) -> None:

@@ -127,11 +127,10 @@ def _matrix_told(planes: FieldPlanes) -> tuple[object, ...]:
     for tensor in (planes.words, planes.scales, planes.zeros):
         if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ValueError("words, scales and zeros of neighbouring outputs must lie side by side; make them contiguous")
-    zeros = planes.zeros
-    if zeros is not None and zeros.stride() != planes.scales.stride():
-        raise ValueError("scales and zeros must be laid out alike; make them contiguous")
     strides = (planes.words.stride(0), planes.words.stride(1))
-    return _told(planes.words, strides, planes.fields, planes.inputs, planes.outputs, planes.scales, zeros, planes.group_size)
+    return _told(
+        planes.words, strides, planes.fields, planes.inputs, planes.outputs, planes.scales, planes.zeros, planes.group_size
+    )
 
 
 def _told(
@@ -155,6 +154,7 @@ def _told(
         0 if zeros is None else zeros.data_ptr(),
         SCALE_TYPES.index(scales.dtype),
         scales.stride(-2),
+        0 if zeros is None else zeros.stride(-2),
         group_size,
     )
 

@@ -13,8 +13,8 @@ static int read_matrix(PyObject *told, Matrix *a) {
     Py_ssize_t words, scales, zeros, fields, lows_given;
     const char *widths, *lows;
     memset(a, 0, sizeof *a);
-    if (!PyArg_ParseTuple(told, "nnny#y#nnnninn:matrix", &words, &a->block_stride, &a->row_stride, &widths, &fields, &lows,
-                          &lows_given, &a->inputs, &a->outputs, &scales, &zeros, &a->number_type, &a->group_stride,
+    if (!PyArg_ParseTuple(told, "nnny#y#nnnninnn:matrix", &words, &a->block_stride, &a->row_stride, &widths, &fields, &lows,
+                          &lows_given, &a->inputs, &a->outputs, &scales, &zeros, &a->number_type, &a->group_stride, &a->zero_stride,
                           &a->group_size))
         return 0;
     if (fields != lows_given || fields > 8) {

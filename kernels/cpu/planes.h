@@ -25,7 +25,7 @@ typedef struct {
     ptrdiff_t inputs, outputs;
     const void *scales, *zeros; /* (groups, outputs); zeros may be NULL */
     int number_type;
-    ptrdiff_t group_stride, group_size;
+    ptrdiff_t group_stride, zero_stride, group_size; /* strides from group to group, in numbers */
     float zero; /* where zeros is NULL */
 } Matrix;
 

@@ -76,18 +76,19 @@ int product(const Set *set, const Matrix *a, const float *x, ptrdiff_t rows, int
 }
 
 void add_field(Matrix *a, int width, int low) {
+    float half = (float)(1 << (low + width - 1)); /* of the range of the codes, if this field is the highest */
     a->width[a->fields] = width, a->low[a->fields] = low, a->fields++;
-    a->zero = (float)(1 << (low + width - 1)); /* half the range of the codes: the highest field decides */
+    a->zero = half > a->zero ? half : a->zero;
 }
 
 static Matrix expert_matrix(const Experts *e, ptrdiff_t index) {
     Matrix a = e->matrix;
-    ptrdiff_t groups = (a.inputs + a.group_size - 1) / a.group_size, skip = index * groups * a.group_stride;
+    ptrdiff_t groups = (a.inputs + a.group_size - 1) / a.group_size, skip = index * groups * a.outputs;
     int size = a.number_type == FP32 ? 4 : 2, low = 0;
     a.words += e->base[index];
     a.scales = (const char *)a.scales + skip * size;
     a.zeros = a.zeros ? (const char *)a.zeros + skip * size : NULL;
-    a.fields = 0;
+    a.fields = 0, a.zero = 0;
     for (int width = 8; width > 0; width /= 2)
         if (low + width <= e->bits[index])
             add_field(&a, width, low), low += width;

@@ -60,9 +60,8 @@ INLINE VF NAME(numbers_at)(const void *numbers, int type, ptrdiff_t at, int t, i
 
 INLINE void NAME(scale_and_zero)(const Matrix *a, ptrdiff_t group, ptrdiff_t n, int left, VF *scale, VF *zero) {
     for (int t = 0; t < VECTORS; t++) {
-        ptrdiff_t at = group * a->group_stride + n;
-        scale[t] = NAME(numbers_at)(a->scales, a->number_type, at, t, left);
-        zero[t] = a->zeros ? NAME(numbers_at)(a->zeros, a->number_type, at, t, left) : (VF){0} + a->zero;
+        scale[t] = NAME(numbers_at)(a->scales, a->number_type, group * a->group_stride + n, t, left);
+        zero[t] = a->zeros ? NAME(numbers_at)(a->zeros, a->number_type, group * a->zero_stride + n, t, left) : (VF){0} + a->zero;
     }
 }
 
