@@ -36,7 +36,7 @@ from .plan import (
 )
 from .proof import LatencyCertificate, PlanCertificate
 from .request import SOLVERS, PlanRequest
-from .timing import Timing
+from .timing import latency_notes
 
 VERSIONED = ("bitplan", "torch", "transformers", "numpy")
 
@@ -237,7 +237,7 @@ def _notes(inventory: Inventory, report: SensitivityReport | None, request: Plan
     notes = []
     if built.limit_bytes > inventory.native_bytes:
         notes.append(f"the budget is above the model's own size, {readable(inventory.native_bytes)}: a larger one buys nothing")
-    notes += [] if built.timing is None else _latency_notes(inventory, built.timing)
+    notes += [] if built.timing is None else latency_notes(inventory, built.timing)
     notes += [] if report is None else report.notes
     if report is not None and report.stderr is not None:
         unreached = [u for u, row in zip(report.units, report.loss, strict=True) if not np.nansum(row) > 0]
@@ -246,18 +246,6 @@ def _notes(inventory: Inventory, report: SensitivityReport | None, request: Plan
                 f"{len(unreached)} units were never reached by the calibration data ({unreached[0]}, ...), so their losses "
                 "read zero; calibrate on more or wider data if they matter"
             )
-    return notes
-
-
-def _latency_notes(inventory: Inventory, timing: Timing) -> list[str]:
-    notes = []
-    if not timing.device.measured:
-        notes.append(
-            f"nothing has been measured on {timing.device.name} yet: its latencies follow from constants that are guesses; "
-            "measure before you rely on them"
-        )
-    if any(unit.kind == "expert" for unit in inventory.units):
-        notes.append("the latency counts all experts, as the inventory does not say how many a token uses; a token takes less")
     return notes
 
 

@@ -12,7 +12,8 @@ A class derived from one of these is the same thing only if it multiplies as its
 (Gemma's embeddings) or standardizes its weight is left alone, and so is a weight that such a module shares with others.
 
 The role (q, k, v, o, gate, up, down, ...) is read off the last name of the path, the layer off its first number. Units
-stand in the order in which the model registers its modules, which is the order of its layers.
+stand in the order in which the model registers its modules, which is the order of its layers. How many experts a token is
+sent to, the weights do not tell: that is read off the configuration.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.float64 import sum64
-from .experts import Expert
+from .experts import Expert, Experts
 from .units import Fixed, Inventory, Kind, Matrix, Outputs, Unit
 
 DTYPES = {
@@ -50,6 +51,7 @@ ROLES = {
     "down": ("down_proj", "fc2", "w2", "lin2", "dense_4h_to_h"),
     "head": ("lm_head", "classifier", "score", "embed_out"),
 }
+EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 SMALLEST = 2  # a matrix with fewer rows or columns has nothing to gain from groups and codes
 
 
@@ -95,6 +97,7 @@ def take_inventory(
         outputs=outputs,
         units=_with_layers(list(units.values())),
         fixed=tuple(fixed),
+        experts_used=_experts_used(modules) if any(unit.kind == "expert" for unit in units.values()) else None,
     )
 
 
@@ -164,6 +167,26 @@ def _dense_role(name: str) -> str:
 def _expert_name(path: str) -> str:
     """`...experts.experts.7`, the module's path, is called `...experts.7`."""
     return re.sub(r"\.experts\.(\d+)$", r".\1", path)
+
+
+def _experts_used(modules: dict[str, nn.Module]) -> int | None:
+    """How many experts each token is sent to, where the configurations say so, and the same for all blocks."""
+    found = {_told(modules, name) for name, module in modules.items() if isinstance(module, Experts)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _told(modules: dict[str, nn.Module], name: str) -> int | None:
+    """What the nearest configuration above a module says that a token uses; a list, one number a layer, if all are equal."""
+    while name:
+        name = name.rpartition(".")[0]
+        config = getattr(modules[name], "config", None)
+        for attribute in EXPERTS_USED:
+            told = getattr(config, attribute, None)
+            if isinstance(told, list | tuple) and told and told.count(told[0]) == len(told):
+                told = told[0]
+            if isinstance(told, int) and not isinstance(told, bool) and told > 0:
+                return told
+    return None
 
 
 def _input_embedding(model: nn.Module) -> nn.Module | None:

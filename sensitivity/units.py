@@ -78,6 +78,7 @@ class Inventory:
     outputs: Outputs  # a distribution a token, a distribution an example, a pooled vector an example
     units: tuple[Unit, ...]
     fixed: tuple[Fixed, ...]
+    experts_used: int | None = None  # how many experts of a layer a token is sent to; None: no mixture, or not known
 
     @property
     def fixed_bytes(self) -> int:
@@ -99,7 +100,11 @@ class Inventory:
         raise KeyError(f"no unit {name!r} in {self.model_id}")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields; `experts_used` only where it is known."""
+        document = asdict(self)
+        if self.experts_used is None:
+            del document["experts_used"]
+        return document
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Inventory:

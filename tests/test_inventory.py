@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,59 @@ def test_an_expert_is_a_unit_of_two_matrices() -> None:
     routers = [tensor for tensor in found.fixed if tensor.shape == (4, 64)]
     assert len(routers) == 2
     assert "router" in routers[0].reason
+
+
+class TestExpertsUsed:
+    """How many experts a token is sent to, as transformers names it; nothing else of the inventory depends on it."""
+
+    @pytest.mark.parametrize("kind", models.KINDS)
+    def test_a_mixture_says_so_and_others_do_not(self, kind: str) -> None:
+        found = inventory(plain(kind))
+        assert found.experts_used == (2 if kind == "mixtral" else None)
+        assert ("experts_used" in found.to_json()) == (kind == "mixtral")
+
+    @pytest.mark.parametrize(
+        ("settings", "used"),
+        [
+            ({"num_experts_per_tok": 3}, 3),
+            ({"moe_topk": 1}, 1),
+            ({"moe_topk": [2, 2]}, 2),
+            ({"moe_topk": [1, 2]}, None),
+            ({"moe_k": 4}, 4),
+            ({"top_k_experts": 2}, 2),
+            ({"num_experts_per_tok": None, "top_k_experts": 2}, 2),
+            ({"num_experts_per_tok": True}, None),
+            ({"num_experts_per_tok": 0}, None),
+            ({"top_k": 50}, None),
+            ({}, None),
+        ],
+        ids=str,
+    )
+    def test_names_in_configurations(self, settings: dict[str, object], used: int | None) -> None:
+        module = plain("mixtral")
+        before = inventory(module)
+        for part in module.modules():
+            if hasattr(part, "config"):
+                part.config = SimpleNamespace(**settings)
+        found = inventory(module)
+        assert found.experts_used == used
+        assert replace(found, experts_used=before.experts_used) == before
+        assert Inventory.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+    def test_the_nearest_configuration_counts_and_two_that_differ_do_not(self) -> None:
+        module = plain("mixtral")
+        for layer in range(2):
+            module.get_submodule(f"model.layers.{layer}").config = SimpleNamespace(moe_k=3)  # type: ignore[assignment]
+        assert inventory(module).experts_used == 3
+        module.get_submodule("model.layers.1").config = SimpleNamespace(moe_k=2)  # type: ignore[assignment]
+        assert inventory(module).experts_used is None
+
+    def test_what_was_stored_before_is_read(self) -> None:
+        found = inventory(plain("mixtral"))
+        document = found.to_json()
+        del document["experts_used"]
+        assert Inventory.from_json(document) == replace(found, experts_used=None)
+        assert document == replace(found, experts_used=None).to_json()
 
 
 def test_layers_and_roles() -> None:

@@ -67,6 +67,10 @@ def plan(latency_ms: float | None = None, budget: str = "40%", model: str = "tin
     return plan_from_profile(fakes.inventory(model), fakes.report(asked.measured), asked)
 
 
+def _expert(name: str, shape: tuple[int, int]) -> Unit:
+    return Unit(name, "expert", "expert", (Matrix(name, shape),), "bf16", None, int(name[-1]))
+
+
 def least_ms(**more: Any) -> float:
     with pytest.raises(Infeasible) as caught:
         plan(1e-6, **more)
@@ -99,6 +103,26 @@ class TestTable:
             (found,), (once,) = self.times(replace(alone, shared_with=shared)), self.times(head)
             assert found == pytest.approx([products * ns for ns in once], abs=2)
         assert self.times(replace(head, shared_with=("again",)))[0] == pytest.approx([2 * ns for ns in once], abs=2)
+
+    @pytest.mark.parametrize("used", [1, 2, 3, 4, 9])
+    def test_of_e_experts_each_counts_k_of_its_time(self, used: int) -> None:
+        crowd, few = ([_expert(f"layers.{i}.experts.{e}", (300, 200)) for e in range(n)] for i, n in enumerate((8, 4)))
+        alone = Unit("u", "linear", "up", (Matrix("u", (300, 200)),), "bf16")
+        (full,) = self.times(alone)
+        found = self.times(*crowd, *few, alone, experts_used=used)
+        exact = 1e9 * latency(300, 200, 4, 1, "h100", 64)
+        for rows, experts in ((found[:8], 8), (found[8:12], 4)):
+            assert rows == [rows[0]] * experts
+            assert 0 <= rows[0][0] - exact * min(used, experts) / experts < 1 + 1e-6
+        assert found[12] == full
+        assert self.times(*crowd, alone) == [full] * 9
+
+    def test_an_expert_of_two_layers_is_used_in_both(self) -> None:
+        shared = replace(_expert("layers.0.experts.0", (300, 200)), shared_with=("layers.1.experts.0",))
+        others = [_expert(f"layers.{i}.experts.{e}", (300, 200)) for i, n in enumerate((2, 4)) for e in range(1, n)]
+        both, one, other = (self.times(shared, *others, experts_used=1)[i][0] for i in (0, 1, 2))
+        assert both == pytest.approx(one + other, abs=2)
+        assert one == pytest.approx(2 * other, abs=2)
 
     def test_what_has_no_decoding_step_is_refused(self) -> None:
         conv = Unit("conv", "conv", "conv", (Matrix("conv", (8, 27)),), "bf16")
@@ -235,6 +259,20 @@ class TestPlans:
         assert experts.startswith("the latency counts all experts")
         assert Plan.from_json(made.to_json()) == made
 
+    @pytest.mark.parametrize(("used", "share"), [(2, "2/4"), (9, "4/4")])
+    def test_a_plan_counts_the_experts_that_a_token_uses(self, used: int, share: str) -> None:
+        asked, all_counted = request(1e3, model="experts"), plan(1e3, model="experts")
+        found = replace(fakes.inventory("experts"), experts_used=used)
+        made = plan_from_profile(found, fakes.report(asked.measured), asked)
+        stranger.check(made.to_json())
+        assert made.notes[1].startswith(f"the latency counts {share} of the time of each expert")
+        assert made.budget.latency is not None
+        assert all_counted.budget.latency is not None
+        assert (made.budget.latency.minimum_ms < all_counted.budget.latency.minimum_ms) == (used < 4)
+        assert made.predicted.bytes == all_counted.predicted.bytes
+        dense = plan_from_profile(replace(TINY, experts_used=used), fakes.report(request().measured), request(1e3))
+        assert not any("expert" in note for note in dense.notes)
+
     def test_frontier_and_explanation(self) -> None:
         made = plan(1.05 * least_ms())
         assert made.frontier() == plan().frontier()
@@ -314,6 +352,28 @@ class TestWaysIn:
         assert "a token at batch 1 on h200 (not measured: starting constants)" in said
         assert main([*arguments, "1", "--device", "cuda"]) == 2
         assert main(["plan", "tiny", "--budget", "40%", "--device", "h100"]) == 2
+
+    def test_a_table_measured_here_is_a_device_like_any_other(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        points = [
+            Point("k", *shape, bits, 1, seconds * bits, 64)
+            for shape, seconds in (((64, 64), 1e-6), ((256, 64), 2e-6))
+            for bits in (*range(1, 9), 16)
+        ]
+        model = replace(HAND, name="cpu", points=tuple(points), date="2026-01-01", machine="one thread")
+        (latency_json.TABLES / "cpu.json").write_text(json.dumps(to_json(model)))
+        fakes.install(monkeypatch)
+        arguments = ["plan", "tiny", "--budget", "40%", "--json", "--device", "cpu", "--latency-ms"]
+        assert main([*arguments, "1e-5"]) == 3
+        least = json.loads(capsys.readouterr().out)["minimum_latency_ms"]
+        assert main([*arguments, repr(least)]) == 0
+        made = Plan.from_json(capsys.readouterr().out)
+        stranger.check(made.to_json())
+        assert made.predicted.latency is not None
+        assert made.predicted.latency.measured
+        assert made.predicted.latency.source == "measured on 2026-01-01"
+        assert not made.notes
 
     def test_http_and_the_client(self, http: TestClient, store: Store, settings: Settings) -> None:
         body = {"model": "tiny", "budget": "40%", "latency_ms": 1.0}

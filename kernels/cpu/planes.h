@@ -80,7 +80,8 @@ static inline ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b
 static inline Chunk chunk_at(const Matrix *a, ptrdiff_t first, ptrdiff_t number) {
     ptrdiff_t blocks = (a->inputs + 31) / 32, group = first * 32 / a->group_size;
     ptrdiff_t group_end = smaller(blocks, ((group + 1) * a->group_size + 31) / 32);
-    return (Chunk){first, smaller(first + CHUNK / 32, group_end), group, number};
+    ptrdiff_t most = a->fields > 3 ? 1 : CHUNK / 32; /* many planes make long sums, which round more */
+    return (Chunk){first, smaller(first + most, group_end), group, number};
 }
 
 static inline Chunk first_chunk(const Matrix *a) { return chunk_at(a, 0, 0); }

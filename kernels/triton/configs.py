@@ -32,7 +32,8 @@ class Tile:
 WIDTHS = tuple(range(1, 9))
 # kernel, bits, rows of activations up to, tile
 TABLE = (
-    ("gemv", WIDTHS, 4, Tile(1, 128, 64, 4, 2)),
+    ("gemv", WIDTHS, 1, Tile(1, 128, 64, 4, 2)),
+    ("gemv", WIDTHS, 4, Tile(1, 128, 32, 4, 2)),  # 64 inputs of four rows are more than the registers hold
     ("gemm", WIDTHS, 16, Tile(16, 64, 128, 4, 3)),
     ("gemm", WIDTHS, 32, Tile(32, 64, 128, 4, 3)),
     ("gemm", WIDTHS, 64, Tile(64, 128, 64, 4, 3)),
