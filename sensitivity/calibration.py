@@ -48,6 +48,10 @@ class Part:
     def examples(self) -> int:
         return sum(len(next(iter(batch.values()))) for batch in self.batches)
 
+    def classes(self, index: int) -> Tensor | None:
+        """The labels of batch `index`, where they are known."""
+        return None if self.labels is None else self.labels[index]
+
     def to(self, device: torch.device) -> Part:
         """The same examples on `device`."""
         batches = tuple({name: tensor.to(device) for name, tensor in batch.items()} for batch in self.batches)

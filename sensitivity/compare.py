@@ -51,7 +51,7 @@ def compare(network: Network, copies: Mapping[str, nn.Module], part: Part, progr
     collected: dict[str, list[tuple[Floats, Floats, Floats]]] = {name: [] for name in (UNTOUCHED, *copies)}
     for index, batch in enumerate(part.batches):
         progress("verify", index, len(part.batches))
-        labels = None if part.labels is None else part.labels[index]
+        labels = part.classes(index)
         reference = run(network, batch)
         for name, module in ((UNTOUCHED, network.module), *copies.items()):
             output = reference if name == UNTOUCHED else run(network, batch, module)

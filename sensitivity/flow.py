@@ -63,7 +63,7 @@ def estimate_flow(flow: Flow, study: Study) -> Estimate:
     sums, counts = [], []
     for index, batch in enumerate(part.batches):
         study.progress("estimate", index, len(part.batches))
-        labels = None if part.labels is None else part.labels[index]
+        labels = part.classes(index)
         drawn = []
         for draw in range(draws_of(flow, network)):
             drive = partial(drive_whole, network, flow.objective, batch, labels, seed_of(study.seed, index, draw))

@@ -48,7 +48,7 @@ def joint_loss(study: Study, assignment: Mapping[str, str]) -> Estimate:
 
 
 def _batch(study: Study, assignment: Mapping[str, str], index: int, draw: int) -> Floats:
-    network, batch, labels = study.network, study.data.batches[index], study.data.labels
+    network, batch = study.network, study.data.batches[index]
     shape = next(iter(batch.values())).shape
     tokens = network.inventory.outputs == "tokens"
     slopes = torch.zeros(shape[0] * shape[1] if tokens else shape[0], device=network.device)
@@ -62,7 +62,5 @@ def _batch(study: Study, assignment: Mapping[str, str], index: int, draw: int) -
         slope = use_slopes([made], weight, rows, g, None if tokens else shape[0])[0]
         slopes.index_add_(0, rows.position, slope) if tokens else slopes.add_(slope)
 
-    drive_whole(
-        network, sampled_objective, batch, None if labels is None else labels[index], seed_of(study.seed, index, draw), visit
-    )
+    drive_whole(network, sampled_objective, batch, study.data.classes(index), seed_of(study.seed, index, draw), visit)
     return np.array([[float(sum64(slopes.square())) / 2]])

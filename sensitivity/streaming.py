@@ -227,7 +227,7 @@ def _drive_out(stream: Stream, b: int, draw: int) -> Tensor:
     watched, on from h_0 to where the shell made it."""
     batch, part = stream.part.batches[b], stream.part
     last = _spilled(stream, f"estimate-h{len(stream.chain.blocks)}-{b}").requires_grad_()
-    labels = None if part.labels is None else part.labels[b]
+    labels = part.classes(b)
     assert stream.flow.objective is not None
     with torch.enable_grad(), leaving(stream.chain, batch, last) as (output, first):
         seed = seed_of(stream.seed, b, draw)

@@ -23,7 +23,7 @@ def has_labels(network: Network, output: Tensor, labels: Tensor | None) -> bool:
 @torch.no_grad()
 def part_has_labels(network: Network, part: Part) -> bool:
     """The same of a whole part, by its first batch."""
-    return has_labels(network, run(network, part.batches[0]), None if part.labels is None else part.labels[0])
+    return has_labels(network, run(network, part.batches[0]), part.classes(0))
 
 
 def labelled(network: Network, batch: Batch) -> int:

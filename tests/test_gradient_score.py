@@ -37,7 +37,7 @@ def slow_score(network: Network, made: Any, part: Part, fmt: str) -> Floats:
     total = np.zeros(len(units))
     for index, batch in enumerate(part.batches):
         generator = torch.Generator().manual_seed(3 + index)
-        labels = None if part.labels is None else part.labels[index]
+        labels = part.classes(index)
 
         def loss(output: Tensor) -> Tensor:
             return mean_task_loss(network, output, batch, labels, generator)  # noqa: B023

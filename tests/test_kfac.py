@@ -33,7 +33,7 @@ def slow_estimate(network: Network, made: Any, part: Part) -> Floats:
     factors: dict[tuple[str, int, str], list[Any]] = {}
     for index, batch in enumerate(part.batches):
         generator = torch.Generator().manual_seed(3 + index)
-        labels = None if part.labels is None else part.labels[index]
+        labels = part.classes(index)
         for one in seen(network, batch, lambda output: sampled_objective(network, output, batch, labels, generator)):  # noqa: B023
             x, g = rows(one)
             mine = factors.setdefault((one.use.unit.name, one.use.matrix, one.use.module), [0.0, 0.0, 0])

@@ -30,7 +30,7 @@ NONE = -100  # the label of a prediction that has none, torch's own convention
 def estimate(study: Study) -> Estimate:
     """The measured increase of the task loss for every unit and format."""
     network, part, bench = study.network, study.data, make_bench(study)
-    classes = None if part.labels is None else part.labels[0]
+    classes = part.classes(0)
     if not has_labels(network, bench.references[0], classes):
         tables = measure_alone(bench, summed_divergence)
         note = "the data has no labels: the cross entropy is that against the untouched model's own output, the divergence"

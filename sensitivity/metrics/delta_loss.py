@@ -46,7 +46,7 @@ def estimate(study: Study) -> Estimate:
         with stored(network, study.renderings, [(units[u], formats[f]) for u in changed]):
             for index, batch in enumerate(part.batches):
                 study.progress("estimate", done, total)
-                labels = None if part.labels is None else part.labels[index]
+                labels = part.classes(index)
                 compute = partial(_batch, network, originals, changed, batch, labels, study.seed + index)
                 tables[index, changed, f] = study.steps(f"{formats[f]}, batch {index}", compute)
                 done += 1

@@ -49,7 +49,7 @@ def estimate(study: Study) -> Estimate:
     traces = []  # a table (units, probes) a batch
     for index, batch in enumerate(part.batches):
         study.progress("estimate", index, len(part.batches))
-        labels = None if part.labels is None else part.labels[index]
+        labels = part.classes(index)
         traces.append(study.steps(f"batch {index}", partial(batch_traces, network, batch, labels, probes, study.seed + index)))
     study.progress("estimate", len(part.batches), len(part.batches))
     counts = [labelled(network, batch) for batch in part.batches]

@@ -147,7 +147,7 @@ def _batch(study: Study, index: int, factors: Callable[[], Factors]) -> Floats:
             made = study.renderings(use.unit, fmt)[use.matrix]
             mine[f] += squared_lengths(made, weight, second, rows, g) / known.rows[use.module]
 
-    labels = None if part.labels is None else part.labels[index]
+    labels = part.classes(index)
     drive_whole(network, sampled_objective, part.batches[index], labels, study.seed + index, visit)
     return table
 
