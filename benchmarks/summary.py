@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import product_tables
 import standings
 import tally
 
@@ -224,6 +225,14 @@ def peers(document: dict[str, Any], name: str) -> list[str]:
     return [*lines, "", f"{commands}; {first['date']}, {machine['processor']}, {machine['torch_threads']} torch thread(s)", ""]
 
 
+def cpu_products(document: dict[str, Any], name: str) -> list[str]:
+    return [*product_tables.cpu_matmul(document), provenance(document), ""]
+
+
+def decode(document: dict[str, Any], name: str) -> list[str]:
+    return [*product_tables.decode(document, name), provenance(document), ""]
+
+
 SECTIONS = (
     ("tournament", "The tournament of estimators", tournament),
     ("quality", "Quality at equal stored bytes", quality),
@@ -234,6 +243,8 @@ SECTIONS = (
     ("cost", "Cost", cost),
     ("peers", "Other programs", peers),
     ("streaming", "Streaming", streaming),
+    ("cpu", "Products from packed words on the CPU", cpu_products),
+    ("decode", "Writing", decode),
 )
 
 
