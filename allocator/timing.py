@@ -111,7 +111,7 @@ def latency_notes(inventory: Inventory, timing: Timing) -> list[str]:
     used, crowds = inventory.experts_used, set(_experts(inventory).values())
     if crowds and used is None:
         notes.append("the latency counts all experts, as the inventory does not say how many a token uses; a token takes less")
-    elif crowds:
+    elif used is not None and crowds:
         share = " or ".join(f"{min(used, crowd)}/{crowd}" for crowd in sorted(crowds))
         notes.append(
             f"the latency counts {share} of the time of each expert, as a token is sent to that many; it is that of a token "

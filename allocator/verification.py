@@ -15,13 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
-from ..kernels.float64 import as_float64
-from ..kernels.linear import QuantizedConv2d, QuantizedEmbedding
-from ..kernels.packing import PackedWeight
-from ..kernels.reference import dequantize
 from ..sensitivity.calibration import Part, assert_disjoint
 from ..sensitivity.compare import UNTOUCHED, Measured, compare, standard_error, task_figure, task_name
 from ..sensitivity.progress import Progress, silent
@@ -34,23 +28,12 @@ from .executed import measured_bytes
 from .execution import executed_module, prepare_plan, write
 from .frontier import problem_of
 from .home import home_folder
+from .kernel_checks import KernelCheck, check_experts, check_units, unit_errors
 from .plan import Plan
 from .profile import Prepared
 from .solve import versions
 
-KERNEL_TOLERANCE = 1e-5  # of the largest output, float32 sums against float64
 CLOSE = 2.0  # paired standard errors within which two losses count as equal
-
-
-@dataclass(frozen=True)
-class KernelCheck:
-    """The largest difference between a module's product and the float64 reference, relative to the largest output."""
-
-    unit: str
-    backend: str
-    max_difference: float
-    tolerance: float
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -108,7 +91,8 @@ def _verify(plan: Plan, data: str | None, device: torch.device, folder: Path, pr
         write(target, module, prepared.loaded, plan)
         by_part, file_bytes = measured_bytes(target)
     total = sum(by_part.values())
-    checks, errors = _check_units(prepared, module, plan)
+    checks = (*check_units(prepared, module), *check_experts(module))
+    errors = unit_errors(prepared, module)
     rivals = _rival_assignments(plan)
     copies = {"plan": module} | {name: executed_module(prepared, rival, progress) for name, rival in rivals.items()}
     measured = compare(network, copies, part, progress)
@@ -188,50 +172,6 @@ def _rival_assignments(plan: Plan) -> dict[str, dict[str, str]]:
             used = list(dict.fromkeys(fmt for fmt, free in zip(picked, problem.allowed.sum(axis=1) > 1, strict=True) if free))
             rivals[f"{used[0]} everywhere" if len(used) == 1 else f"{' then '.join(used)}, in layer order"] = assignment
     return rivals
-
-
-def _check_units(prepared: Prepared, module: nn.Module, plan: Plan) -> tuple[tuple[KernelCheck, ...], dict[str, float]]:
-    """Each packed product against float64 on random inputs, and each unit's relative squared weight error."""
-    checks, errors = [], {}
-    untouched = prepared.loaded.network.module
-    generator = torch.Generator().manual_seed(0)
-    for unit in prepared.loaded.network.inventory.units:
-        lost = total = 0.0
-        for matrix in unit.matrices:
-            holder = module.get_submodule(matrix.module)
-            original = untouched.get_parameter(f"{matrix.module}.weight").flatten(1)
-            packed = getattr(holder, "packed", None)
-            if not isinstance(packed, PackedWeight):
-                lost += float((holder.get_parameter("weight").flatten(1) - original).square().sum())
-                total += float(original.square().sum())
-                continue
-            weight = dequantize(packed)
-            lost += float((weight - original).square().sum())
-            total += float(original.square().sum())
-            for path in (matrix.module, *(unit.shared_with if matrix is unit.matrices[0] else ())):
-                used = module.get_submodule(path)
-                given, exact = _product(used, weight, generator)
-                difference = float((as_float64(given) - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
-                backend = str(used.backend)
-                checks.append(KernelCheck(path, backend, difference, KERNEL_TOLERANCE, difference <= KERNEL_TOLERANCE))
-        errors[unit.name] = lost / total if total else 0.0
-    return tuple(checks), errors
-
-
-def _product(holder: nn.Module, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What a packed module gives for random inputs, and what float64 gives with `weight`, its numbers, for the same."""
-    if isinstance(holder, QuantizedEmbedding):
-        ids = torch.randint(len(weight), (8,), generator=generator).to(weight.device)
-        return holder(ids), as_float64(weight[ids])
-    bias = as_float64(holder.bias) if isinstance(holder.bias, Tensor) else None
-    if isinstance(holder, QuantizedConv2d):
-        kernel = as_float64(weight).reshape(holder.kernel_shape)
-        sides = [step * (size - 1) + 3 for size, step in zip(kernel.shape[2:], holder.dilation, strict=True)]
-        x = torch.randn(2, kernel.shape[1] * holder.groups, *sides, generator=generator).to(weight.device)
-        settings: Any = (holder.stride, holder.padding, holder.dilation, holder.groups)
-        return holder(x), functional.conv2d(as_float64(x), kernel, bias, *settings)
-    x = torch.randn(2, weight.shape[1], generator=generator).to(weight.device)
-    return holder(x), functional.linear(as_float64(x), as_float64(weight), bias)
 
 
 def _paired(plan: Measured, rival: Measured) -> dict[str, float]:

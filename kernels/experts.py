@@ -50,6 +50,11 @@ class QuantizedExperts(nn.Module):
         """The name of the back end that computes the products."""
         return automatic(self._up.words.device.type)
 
+    @property
+    def stacks(self) -> dict[str, ExpertMixed]:
+        """The matrices of all experts by the name that each expert has for its own."""
+        return {self.up_name: self._up, "down_proj": self._down}
+
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         slots = chosen.shape[1]
         inner = moe_matmul(hidden, self._up, chosen)

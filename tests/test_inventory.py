@@ -138,7 +138,7 @@ class TestExpertsUsed:
         before = inventory(module)
         for part in module.modules():
             if hasattr(part, "config"):
-                part.config = SimpleNamespace(**settings)
+                part.config = SimpleNamespace(**settings)  # type: ignore[assignment]
         found = inventory(module)
         assert found.experts_used == used
         assert replace(found, experts_used=before.experts_used) == before
