@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .hollow import Hollow
     from .models import Loaded
 
-INVENTORY_VERSION = 1
+INVENTORY_VERSION = 2  # 2: a mixture says how many experts a token is sent to
 
 
 @dataclass(frozen=True, eq=False)
