@@ -98,7 +98,9 @@ def _environment() -> Environment:
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(size=wording.size, number=wording.number, figure=wording.figure)
-    environment.globals.update(style=_style(), loss=wording.loss, verdict=wording.verdict, measured=wording.MEASURED)
+    environment.globals.update(
+        style=_style(), loss=wording.loss, verdict=wording.verdict, products=wording.products, measured=wording.MEASURED
+    )
     return environment
 
 

@@ -134,6 +134,8 @@ def evidence_table(plan: Plan, report: dict[str, Any]) -> Group:
             f"{name} {wording.figure(task[name])}" for name in ("untouched", "plan", "rival") if task[name] is not None
         )
         parts += [Text(), Text(f"  {task['name']}: {numbers}")]
+    if products := wording.products(report):
+        parts.append(Text(f"  kernels: {products}"))
     return Group(*parts)
 
 

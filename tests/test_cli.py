@@ -184,6 +184,7 @@ class TestOthers:
         done = run("verify", plan_id[:8])
         assert done.status == 0
         assert "kept its promise" in done.out
+        assert "kernels: 1 product by back end torch, at most 0 of the largest output from float64" in done.out
         assert "int4-g64 everywhere, measured" in done.out
         assert run("show", plan_id, "--json").document["evidence"]["passed"] is True
         assert "kept its promise" in run("show", plan_id).out
