@@ -25,7 +25,7 @@ import pretend_device
 from bitplan.allocator import ProfileRequest, UsageError, allocate_request, execute, load_executed, profile_model, verify
 from bitplan.allocator.device import choose_device, free_bytes, full_precision
 from bitplan.allocator.request import PlanRequest
-from bitplan.kernels import float64
+from bitplan.kernels import float64, product
 from bitplan.kernels.formats import FORMATS
 from bitplan.kernels.rounding import inverse_factor, round_gptq, round_nearest
 from bitplan.sensitivity import METRICS
@@ -56,6 +56,7 @@ def _start() -> None:
     pretend_device.plug_in()
     for switch in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp):
         switch(False)  # the CPU too has its attention unfused, or last digits would differ
+    patch.object(product, "AUTOMATIC", ("torch",)).start()  # and its products are those of torch
 
 
 class TestChoice:
