@@ -26,8 +26,10 @@ UNIT = Constants(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 64, (1.0,) * 8, (1
 
 
 def at(eta_i: float, device: str = "h100") -> DeviceModel:
+    """With the instructions a weight of the probes that the published ranges were computed from."""
     model = device_model(device)
-    return replace(model, constants=replace(model.constants, eta_i=eta_i))
+    gemv, gemm = (3.5, 3.9, 5.6, 4.0, 5.9, 6.4, 9.8, 2.6), (6.8, 7.1, 9.6, 6.8, 9.5, 10.1, 13.8, 7.0)
+    return replace(model, constants=replace(model.constants, eta_i=eta_i, gemv=gemv, gemm=gemm))
 
 
 def measured(*points: Point, constants: Constants = H100.constants) -> DeviceModel:
