@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import overall
 import product_tables
 import standings
 import tally
@@ -260,8 +261,11 @@ def main() -> None:
         files = sorted(RESULTS.glob(f"{prefix}-*.json"))
         if files:
             lines += [f"## {title}", ""]
-        for file in files:
-            lines += section(json.loads(file.read_text()), file.stem.removeprefix(f"{prefix}-"))
+        documents = {file.stem.removeprefix(f"{prefix}-"): json.loads(file.read_text()) for file in files}
+        for name, document in documents.items():
+            lines += section(document, name)
+        if prefix == "tournament":
+            lines += ["### All models", "", *overall.section(documents)]
     lines += solvers()
     (RESULTS / "README.md").write_text("\n".join(lines).rstrip() + "\n")
     print("\n".join(lines))
