@@ -31,6 +31,7 @@ class QuantizedExperts(nn.Module):
         self.experts, self.up_name = experts, up_name
         self._between = [between]  # in a list: it may belong to a module, which is no child of this one
         self._stack()
+        self.register_load_state_dict_post_hook(_stack_again)  # type: ignore[no-untyped-call]
 
     def _stack(self) -> None:
         self._up, self._down = _shared(self._matrices(self.up_name)), _shared(self._matrices("down_proj"))
@@ -68,6 +69,12 @@ class QuantizedExperts(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.experts)} experts in {', '.join(map(str, self._up.widths))} bits, {self.backend}"
+
+
+def _stack_again(layer: nn.Module, keys: object) -> None:
+    """Scales and zero points that were loaded are stacked anew."""
+    assert isinstance(layer, QuantizedExperts)
+    layer._stack()
 
 
 def _shared(matrices: Sequence[QuantizedLinear]) -> ExpertMixed:

@@ -85,6 +85,10 @@ class FieldPlanes:
         return int(self.scales.shape[0])
 
     @property
+    def device(self) -> torch.device:
+        return self.words.device
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of the tensors held, views counted as what they show."""
         tensors = [self.words, self.scales] + ([] if self.zeros is None else [self.zeros])

@@ -68,6 +68,14 @@ class _Packed(nn.Module):
         self.zero_points = None if zero_points is None else zero_points.to(self.scales.device)
         return self
 
+    def _load_from_state_dict(self, *arguments):  # type: ignore[no-untyped-def]
+        """Zero points as numbers follow those that are loaded."""
+        super()._load_from_state_dict(*arguments)
+        if self.zero_points is not None:
+            loaded = opened(self.packed).zeros
+            assert loaded is not None
+            self.zero_points.copy_(loaded)
+
     def extra_repr(self) -> str:
         return f"{self.shape[1]} -> {self.shape[0]}, {self.format.name}"
 

@@ -46,6 +46,10 @@ class GroupMixed:
     def outputs(self) -> int:
         return self.classes[0][0].outputs
 
+    @property
+    def device(self) -> torch.device:
+        return self.classes[0][0].device
+
 
 def pack_groups(codes: Tensor, bits: list[int], scales: Tensor, zeros: Tensor | None, group_size: int) -> GroupMixed:
     """Codes (in, out) whose group g, of `group_size` inputs, has `bits[g]` bits; scales and zeros (groups, out). The inputs are a

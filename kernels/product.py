@@ -73,7 +73,7 @@ def matmul(
     with a step for each run of 128 inputs or a group, and multiplied in integers, faster and about 1 % off; back end c only.
     Raises ValueError for shapes or dtypes that do not fit, and for a back end that cannot serve the device.
     """
-    backend = _check(x, weight.inputs, backend, out_dtype)
+    backend = _check(x, weight.inputs, weight.device, backend, out_dtype)
     if bias is not None and tuple(bias.shape) != (weight.outputs,):
         raise ValueError(f"a bias of shape {tuple(bias.shape)} does not fit {weight.outputs} outputs")
     rows = x.reshape(math.prod(x.shape[:-1]), weight.inputs).contiguous()
@@ -114,7 +114,7 @@ def moe_matmul(
 ) -> Tensor:
     """For tokens x (T, in) and their experts `chosen` (T, k): (T * k, out), row t * k + j of expert chosen[t, j], times `weights`
     (T, k) where given. Raises ValueError as `matmul` does, and for experts that are not there (looked for on the CPU only)."""
-    backend = _check(x, experts.inputs, backend, out_dtype)
+    backend = _check(x, experts.inputs, experts.words.device, backend, out_dtype)
     if x.dim() != 2 or chosen.dim() != 2 or chosen.shape[0] != x.shape[0] or chosen.dtype not in INDICES:
         raise ValueError(f"tokens {tuple(x.shape)} and chosen experts {tuple(chosen.shape)} must be (T, in) and (T, k) integers")
     if weights is not None and weights.shape != chosen.shape:
@@ -163,16 +163,20 @@ def _load(name: str) -> Backend:
     return cast(Backend, importlib.import_module(BACKENDS[name][0], __package__))
 
 
-def _check(x: Tensor, inputs: int, backend: str, out_dtype: torch.dtype | None) -> str:
+def _check(x: Tensor, inputs: int, device: torch.device, backend: str, out_dtype: torch.dtype | None) -> str:
     """The back end to ask for. Raises ValueError for activations that none can take."""
     if backend != "auto":
         _load(backend)
     if x.dim() == 0 or x.shape[-1] != inputs:
         raise ValueError(f"activations of shape {tuple(x.shape)} do not fit a matrix of {inputs} inputs")
+    if x.device != device:
+        raise ValueError(f"activations are on {x.device} and the packed words on {device}; move them to one device")
     if backend == "auto" and (x.dtype == torch.float64 or (x.requires_grad and torch.is_grad_enabled())):
         backend = "torch"
     if x.dtype not in ACTIVATIONS and not (x.dtype == torch.float64 and backend == "torch"):
         raise ValueError(f"activations must be fp16, bf16 or fp32, not {x.dtype}; cast them first")
+    if backend not in ("auto", "torch") and x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"the back end {backend!r} computes no gradients; ask for 'torch' or 'auto', or compute under no_grad")
     if out_dtype is not None and not out_dtype.is_floating_point:
         raise ValueError(f"products are numbers in fp16, bf16 or fp32, not {out_dtype}; convert them afterwards")
     return backend

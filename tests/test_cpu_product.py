@@ -193,6 +193,16 @@ def test_int8_activations_are_exact_in_integers(bits: int, instructions: str) ->
         assert apart(y, x.double() @ transposed_numbers(planes).double()) < 1e-6
 
 
+def test_int8_activations_that_are_no_numbers_give_none(instructions: str) -> None:
+    planes = matrix(4, 9, 128, 64, seed=1)
+    for strange in (float("nan"), float("inf"), float("-inf")):
+        x = torch.ones(2, 128)
+        x[0, 70] = strange
+        y = compiled.product_int8(x, planes, torch.float32, instructions=instructions)
+        assert not torch.isfinite(y[0]).any()
+        assert torch.isfinite(y[1]).all()
+
+
 def test_int8_activations_of_any_size_are_about_one_per_cent_off(instructions: str) -> None:
     planes = matrix(4, 256, 512, 64)
     x = torch.randn(4, 512, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-6, 1.0, 1e6, 0.0])[:, None]

@@ -136,6 +136,15 @@ def test_a_copy_is_the_same_layer() -> None:
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
 
 
+def test_what_is_loaded_is_what_computes() -> None:
+    """Zero points beside the stored ones follow them."""
+    one, other = (QuantizedLinear(rounded(torch.randn(9, 70) + shift, "int4-g32-asym")) for shift in (0, 3))
+    x = torch.randn(2, 70)
+    assert not torch.allclose(one(x), other(x))
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one(x), other(x))
+
+
 def test_gradients_flow_through_to_the_input() -> None:
     packed = rounded(torch.randn(9, 70), "int4-g32")
     layer, x = QuantizedLinear(packed, torch.ones(9)), torch.randn(2, 70, requires_grad=True)

@@ -97,6 +97,10 @@ def test_what_a_product_refuses() -> None:
                 matmul(x, weight, bias)
         with pytest.raises(ValueError, match=r"unknown back end 'abacus'; known: auto, .*torch"):
             matmul(x, weight, backend="abacus")
+    with pytest.raises(ValueError, match="activations are on cpu and the packed words on meta; move them"):
+        matmul(x, planes.to("meta"))
+    with pytest.raises(ValueError, match="computes no gradients"):
+        matmul(x.clone().requires_grad_(), planes, backend="interpret")
     with pytest.raises(ValueError, match="unknown back end 'abacus'"):
         chosen_backend("abacus", torch.device("cpu"))
     assert chosen_backend("torch", torch.device("cpu")).missing(torch.device("cpu")) is None

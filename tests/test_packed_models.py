@@ -115,6 +115,16 @@ def test_experts_moved_or_copied_are_put_together_again() -> None:
         assert single.words.untyped_storage().data_ptr() == layer._up.words.untyped_storage().data_ptr()
 
 
+def test_experts_compute_with_what_was_loaded() -> None:
+    _, packed, _ = quantized("mixtral")
+    expected, kept = logits(packed), {name: tensor.clone() for name, tensor in packed.state_dict().items()}
+    doubled = {name: tensor * 2 if "experts" in name and name.endswith("scales") else tensor for name, tensor in kept.items()}
+    packed.load_state_dict(doubled)
+    assert not torch.allclose(logits(packed), expected)
+    packed.load_state_dict(kept)
+    assert torch.equal(logits(packed), expected)
+
+
 def test_a_layer_with_an_expert_left_alone_is_computed_expert_by_expert() -> None:
     network, _, _ = quantized("mixtral")
     rendered = {}

@@ -1,7 +1,8 @@
 """The back end of the C module: products straight from packed words, in fp32, on the CPU.
 
 The module is compiled when bitplan is installed, where a C compiler is found, and picks AVX-512, AVX2, NEON or plain C
-when it runs. Work is shared among as many threads as torch has, by outputs; the sums are the same for any number.
+when it runs. Work is shared among as many threads as torch has, by outputs; the sums are the same for any number,
+but from DENSE_FROM rows on, where torch multiplies.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def expert_mixed(x: Tensor, experts: ExpertMixed, chosen: Tensor, out_dtype: tor
     ends = torch.bincount(given, minlength=experts.experts).cumsum(0)
     scales, zeros = experts.scales.contiguous(), None if experts.zeros is None else experts.zeros.contiguous()
     told = _told(experts.words, (0, experts.outputs), (), experts.inputs, experts.outputs, scales, zeros, experts.group_size)
-    lists = (experts.base.data_ptr(), experts.bits.data_ptr(), order.data_ptr(), ends.data_ptr())
+    base, bits = experts.base.contiguous(), experts.bits.contiguous()
+    lists = (base.data_ptr(), bits.data_ptr(), order.data_ptr(), ends.data_ptr())
     kind, slots = _kind(""), chosen.shape[1]
 
     def some(begin: int, end: int) -> None:

@@ -27,7 +27,7 @@ static int make_rows(const Matrix *a, const float *x, int rows, int as_bytes, Ro
                 most = fmaxf(most, fabsf(row[k]));
             }
             if (as_bytes) {
-                float step = most / 127, inverse = most > 0 ? 127 / most : 0;
+                float step = isnan(sum) ? NAN : most / 127, inverse = most > 0 ? 127 / most : 0; /* no integer is a NaN */
                 sum = 0;
                 for (ptrdiff_t k = from; k < to; k++) {
                     codes[k] = (int8_t)lrintf(row[k] * inverse);
