@@ -94,6 +94,11 @@ class FieldPlanes:
         tensors = [self.words, self.scales] + ([] if self.zeros is None else [self.zeros])
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    @property
+    def zero_points(self) -> Tensor:
+        """Zero points (groups, out), those that `zeros` None stands for written out."""
+        return torch.full_like(self.scales, 2 ** (self.bits - 1)) if self.zeros is None else self.zeros
+
     def to(self, device: torch.device | str) -> FieldPlanes:
         """The same matrix on `device`."""
         zeros = None if self.zeros is None else self.zeros.to(device)

@@ -144,7 +144,7 @@ def stack_experts(experts: list[FieldPlanes]) -> ExpertMixed:
     sizes = torch.tensor([0, *(each.words.numel() for each in experts)], dtype=torch.int64)
     zeros = None
     if any(each.zeros is not None for each in experts):
-        zeros = torch.stack([_zeros(each) for each in experts])
+        zeros = torch.stack([each.zero_points for each in experts])
     return ExpertMixed(
         torch.cat([each.words.contiguous().view(-1) for each in experts]),
         sizes.cumsum(0)[:-1].to(first.words.device),
@@ -168,7 +168,3 @@ def _in_groups(planes: FieldPlanes, size: int) -> FieldPlanes:
     group = torch.arange(0, planes.inputs, size, device=planes.words.device) // planes.group_size
     zeros = None if planes.zeros is None else planes.zeros[group]
     return FieldPlanes(planes.words, planes.fields, planes.inputs, planes.scales[group], zeros, size)
-
-
-def _zeros(planes: FieldPlanes) -> Tensor:
-    return torch.full_like(planes.scales, 2 ** (planes.bits - 1)) if planes.zeros is None else planes.zeros

@@ -66,7 +66,7 @@ def refitted(parent: FieldPlanes, bits: int) -> FieldPlanes:
     fitted = torch.where(varied, steps * parent.scales.double(), scales)
     halves = parent.scales.dtype == torch.float16 and bool((fitted.abs() <= torch.finfo(torch.float16).max).all())
     dtype = torch.float16 if halves else torch.float32
-    zeros = torch.where(varied, means + (_zeros(parent) - parent_means) / steps, zeros)
+    zeros = torch.where(varied, means + (parent.zero_points.double() - parent_means) / steps, zeros)
     return _child(parent, bits, fitted, zeros, dtype)
 
 
@@ -92,13 +92,9 @@ def _check(parent: FieldPlanes, bits: int) -> None:
         raise ValueError(f"a parent of {parent.bits} bits holds models of 1 to {parent.bits} bits, not of {bits}")
 
 
-def _zeros(planes: FieldPlanes) -> Tensor:
-    return torch.full_like(planes.scales, 2 ** (planes.bits - 1)).double() if planes.zeros is None else planes.zeros.double()
-
-
 def _mid_points(parent: FieldPlanes, bits: int) -> tuple[Tensor, Tensor]:
     step = 2.0 ** (parent.bits - bits)
-    return parent.scales.double() * step, (_zeros(parent) - (step - 1) / 2) / step
+    return parent.scales.double() * step, (parent.zero_points.double() - (step - 1) / 2) / step
 
 
 def _child(parent: FieldPlanes, bits: int, scales: Tensor, zeros: Tensor, dtype: torch.dtype | None = None) -> FieldPlanes:

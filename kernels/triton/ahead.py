@@ -1,6 +1,7 @@
 """Every kernel of this folder compiled where no GPU is, and what came out: so that a GPU is never needed to see that one fails.
 
     python -m bitplan.kernels.triton.ahead --write        all variants, into compiled.json beside this file; may take half an hour
+    python -m bitplan.kernels.triton.ahead --marginal     instructions of one weight more, from compiled.json
     python -m bitplan.kernels.triton.ahead NAME ...       those named `sm_90 gemm 4 16x64x128 w4 s3`, one JSON line each
 
 The interpreter takes programs that the compiler refuses, and the compiler takes programs that no GPU can start: those that need
@@ -246,7 +247,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--write", action="store_true", help="all variants, into compiled.json")
+    parser.add_argument("--marginal", action="store_true", help="instructions a weight, from compiled.json, by architecture")
     given = parser.parse_args()
+    if given.marginal:
+        print(json.dumps({f"sm_{target}": marginal(compiled) for target, compiled in stored()[1].items()}, indent=1))
+        return 0
     if running.INTERPRETED:
         sys.exit("TRITON_INTERPRET is set, so that nothing is compiled; unset it")
     os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="triton-"))
