@@ -60,7 +60,8 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 @app.command()
 def inspect(model: Model, stream: Stream = False, as_json: AsJson = False) -> None:
     """Units, shapes, ties, sizes, and what would be left alone."""
-    from . import terminal, work
+    from . import terminal
+    from .jobs import work
     from .schema import InspectBody
 
     with _state() as (settings, store), terminal.progress_bars() as tell:
@@ -86,7 +87,8 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each unit minds each format; done once, reused for every budget."""
-    from . import arguments, terminal, work
+    from . import arguments, terminal
+    from .jobs import work
 
     body = arguments.request_body(
         model,
@@ -165,7 +167,8 @@ def plan(
 ) -> None:
     """The best plan within a budget, with its proof."""
     from ..allocator.home import write_whole
-    from . import arguments, terminal, work
+    from . import arguments, terminal
+    from .jobs import work
 
     body = arguments.request_body(
         model,
@@ -208,7 +211,8 @@ def frontier(
     as_json: AsJson = False,
 ) -> None:
     """The best loss for every size."""
-    from . import arguments, outputs, planning, terminal, work
+    from . import arguments, outputs, planning, terminal
+    from .jobs import work
 
     if out is not None:
         outputs.check_suffix(out)
@@ -267,7 +271,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Promise against fact: bytes, kernels, loss, and the uniform rival."""
-    from . import arguments, terminal, work
+    from . import arguments, terminal
+    from .jobs import work
 
     with _state() as (settings, store):
         found = arguments.find_plan(plan, store)

@@ -25,7 +25,8 @@ def main() -> int:
     """Run the demo; 0 when the plan kept its promise, 4 when not, as `bitplan verify` would exit."""
     from ..allocator.errors import BitplanError
     from ..allocator.home import write_whole
-    from . import terminal, work
+    from . import terminal
+    from .jobs import work
     from .report import report_html
     from .schema import PlanBody
     from .settings import Settings

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
-from .replies import Reply
 from .schema import JobView
 from .settings import Settings
 from .store import Store
+from .store.replies import Reply
 
 
 def _settings(request: Request) -> Settings:

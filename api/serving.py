@@ -10,8 +10,8 @@ import uvicorn
 
 from ..allocator.errors import UsageError
 from .app import create_app
+from .jobs.supervisor import Supervisor
 from .settings import Settings
-from .supervisor import Supervisor
 
 CLOSE_SECONDS = 3  # open event streams are cut after so long
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from . import wording
+from .jobs.work import Tell
 from .layout import Cell, bit_map
 from .report import format_rows, loss_rows
-from .work import Tell
 
 if TYPE_CHECKING:
     from ..allocator import Inventory, Plan, SensitivityReport

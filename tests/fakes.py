@@ -203,7 +203,7 @@ def _tell(progress: Any, stage: str, total: int) -> None:
 
 def do_oldest_job(store: Store, settings: Settings) -> JobView:
     """Do the oldest job of a service's store, here and now."""
-    from bitplan.api.worker import do_job
+    from bitplan.api.jobs.worker import do_job
 
     job = store.jobs.claim()
     assert job is not None

@@ -15,10 +15,10 @@ from fastapi.testclient import TestClient
 
 import fakes
 from bitplan.allocator import Plan, ProfileRequest
-from bitplan.api.replies import ANSWER_SECONDS
 from bitplan.api.settings import Settings
 from bitplan.api.store import Store
-from bitplan.api.tables import ReplyRow, timestamp
+from bitplan.api.store.replies import ANSWER_SECONDS
+from bitplan.api.store.tables import ReplyRow, timestamp
 from fakes import do_oldest_job
 
 PLAN = {"model": "tiny", "budget": "25%"}

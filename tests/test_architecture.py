@@ -19,7 +19,27 @@ ROOT = Path(__file__).parent.parent
 FLOORS: dict[str, tuple[set[str], set[str]]] = {
     "api": (
         {"allocator"},
-        {"fastapi", "httpx2", "jinja2", "pydantic", "rich", "sqlalchemy", "starlette", "typer", "uvicorn"},
+        {
+            "alembic",
+            "altair",
+            "dbos",
+            "fastapi",
+            "fsspec",
+            "httpx2",
+            "jinja2",
+            "limits",
+            "pandas",
+            "prometheus_client",
+            "psutil",
+            "psycopg",
+            "pydantic",
+            "rich",
+            "sqlalchemy",
+            "starlette",
+            "structlog",
+            "typer",
+            "uvicorn",
+        },
     ),
     "allocator": (
         {"sensitivity", "solvers", "kernels"},

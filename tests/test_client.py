@@ -15,16 +15,16 @@ from bitplan.allocator import Plan, ProfileRequest
 from bitplan.allocator.errors import BitplanError, Infeasible, Interrupted, ModelError, NotFound, UnknownName, UsageError
 from bitplan.api.app import create_app
 from bitplan.api.client import Client
+from bitplan.api.jobs.worker import serve_jobs
 from bitplan.api.schema import JobView
 from bitplan.api.settings import Settings
 from bitplan.api.store import Store
-from bitplan.api.worker import serve_jobs
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     fakes.install(monkeypatch)
-    monkeypatch.setattr("bitplan.api.client.FIRST_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("bitplan.api.client.client.FIRST_POLL_SECONDS", 0.01)
     return Settings.from_environment(tmp_path / "home")
 
 

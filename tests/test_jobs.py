@@ -18,13 +18,13 @@ import pytest
 import fakes
 from bitplan.allocator import ProfileRequest
 from bitplan.allocator.errors import Interrupted, NotFound
-from bitplan.api.jobs import ATTEMPTS, JobQueue
+from bitplan.api.jobs.supervisor import Supervisor
+from bitplan.api.jobs.work import WORK, JobProgress
+from bitplan.api.jobs.worker import do_job, serve_jobs
 from bitplan.api.schema import JobView, Progress
 from bitplan.api.settings import Settings
 from bitplan.api.store import Store
-from bitplan.api.supervisor import Supervisor
-from bitplan.api.work import WORK, JobProgress
-from bitplan.api.worker import do_job, serve_jobs
+from bitplan.api.store.jobs import ATTEMPTS, JobQueue
 
 PLAN = {"model": "tiny", "budget": "25%"}
 
@@ -247,7 +247,7 @@ class TestProgress:
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         moment = 100.0
-        monkeypatch.setattr("bitplan.api.work.time.monotonic", lambda: moment)
+        monkeypatch.setattr("bitplan.api.jobs.work.time.monotonic", lambda: moment)
         job = store.jobs.submit("inspect", {"model": "a"})
         store.jobs.claim()
         tell = JobProgress(store, job.id, lambda: False)
@@ -261,7 +261,7 @@ class TestProgress:
 
     def test_the_time_left_follows_from_the_pace(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         moment = 100.0
-        monkeypatch.setattr("bitplan.api.work.time.monotonic", lambda: moment)
+        monkeypatch.setattr("bitplan.api.jobs.work.time.monotonic", lambda: moment)
         job = store.jobs.submit("inspect", {"model": "a"})
         store.jobs.claim()
         tell = JobProgress(store, job.id, lambda: False)
@@ -283,7 +283,7 @@ WORKER = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import fakes
-from bitplan.api.worker import main
+from bitplan.api.jobs.worker import main
 fakes.install()
 if {slow}:
     fakes._tell = lambda progress, stage, total: [(progress(stage, done, 10), time.sleep(0.02)) for done in range(11)]

@@ -13,7 +13,7 @@ import pytest
 import fakes
 from bitplan.allocator.errors import UsageError
 from bitplan.api.store import Store
-from bitplan.api.tables import STORE_VERSION, MarkRow, timestamp
+from bitplan.api.store.tables import STORE_VERSION, MarkRow, timestamp
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from ..depends import (
     tagged,
 )
 from ..planning import check_body, ready_plan
-from ..replies import Reply, answer_once
 from ..schema import JobView, ListView, PlanBody, PlanSummary, VerifyBody
 from ..store import Store
+from ..store.replies import Reply, answer_once
 
 router = APIRouter(prefix="/plans", tags=["plans"])
 

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from ... import allocator
 from ..depends import JOB_RESPONSE, Cursor, KeyHeader, Limit, SettingsDep, StoreDep, as_response, job_reply, link_next
 from ..planning import check_body, unlimited_plan
-from ..replies import Reply, answer_once
 from ..schema import ListView, ProfileBody, ProfileSummary
+from ..store.replies import Reply, answer_once
 
 router = APIRouter(prefix="/profiles", tags=["profiles"])
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 from sqlalchemy import delete
 
-from .problems import other_problem
+from ..problems import other_problem
 from .tables import Database, ReplyRow, timestamp
 
 KEPT_SECONDS = 24 * 3600.0

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..allocator.errors import Interrupted
-from .schema import InspectBody, JobKind, JobView, PlanBody, ProfileBody, Progress, VerifyBody
-from .store import Store
+from ...allocator.errors import Interrupted
+from ..schema import InspectBody, JobKind, JobView, PlanBody, ProfileBody, Progress, VerifyBody
+from ..store import Store
 
 if TYPE_CHECKING:
-    from ..allocator import ExecutionReport, Inventory, Plan, SensitivityReport
+    from ...allocator import ExecutionReport, Inventory, Plan, SensitivityReport
 
 Tell = Callable[[str, int, int], None]
 REPORT_SECONDS = 0.25
@@ -25,7 +25,7 @@ REPORT_SECONDS = 0.25
 
 def inspect_model(store: Store, home: Path, body: InspectBody, tell: Tell) -> Inventory:
     """The model's inventory, stored."""
-    from .. import allocator
+    from ... import allocator
 
     inventory = allocator.inspect_model(body.model, home=home, progress=tell, stream=body.stream)
     store.put_inventory(inventory)
@@ -34,7 +34,7 @@ def inspect_model(store: Store, home: Path, body: InspectBody, tell: Tell) -> In
 
 def profile_model(store: Store, home: Path, body: ProfileBody, tell: Tell) -> SensitivityReport:
     """The model's sensitivity report, stored."""
-    from .. import allocator
+    from ... import allocator
 
     request = body.profile_request()
     request.check()
@@ -47,7 +47,7 @@ def profile_model(store: Store, home: Path, body: ProfileBody, tell: Tell) -> Se
 
 def make_plan(store: Store, home: Path, body: PlanBody, tell: Tell) -> Plan:
     """The plan, stored; measured too when the body asks for that and it never was."""
-    from .. import allocator
+    from ... import allocator
 
     plan = allocator.allocate(
         body.model,
@@ -79,7 +79,7 @@ def make_plan(store: Store, home: Path, body: PlanBody, tell: Tell) -> Plan:
 
 def keep_sources(store: Store, home: Path, body: PlanBody) -> None:
     """Store the inventory and the profile that a plan was made from."""
-    from .. import allocator
+    from ... import allocator
 
     inventory = allocator.known_inventory(body.model, home)
     report = allocator.known_profile(body.plan_request().measured, home)
@@ -93,7 +93,7 @@ def verify_plan(
     store: Store, home: Path, plan: Plan, tell: Tell, data: str | None = None, device: str = "auto"
 ) -> ExecutionReport:
     """Measure a plan and attach what was measured to it, stored."""
-    from .. import allocator
+    from ... import allocator
 
     report = allocator.verify(plan, data=data, device=device, home=home, progress=tell)
     store.put_plan(plan.model_copy(update={"evidence": report.to_json()}))

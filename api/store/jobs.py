@@ -20,9 +20,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ..allocator.errors import NotFound
-from .problems import other_problem
-from .schema import ACTIVE, JobKind, JobStatus, JobView, ListView, Problem, Progress
+from ...allocator.errors import NotFound
+from ..problems import other_problem
+from ..schema import ACTIVE, JobKind, JobStatus, JobView, ListView, Problem, Progress
 from .tables import Database, JobRow, page, timestamp
 
 ATTEMPTS = 3

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from .settings import Settings
+from ..settings import Settings
 
 QUICK_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 0.25
@@ -23,10 +23,10 @@ STOP_SECONDS = 15.0
 
 
 class Supervisor:
-    """A context: inside it a worker runs. `command` is what to run, by default this Python's `bitplan.api.worker`."""
+    """A context: inside it a worker runs. `command` is what to run, by default this Python's `bitplan.api.jobs.worker`."""
 
     def __init__(self, settings: Settings, command: Sequence[str] | None = None) -> None:
-        default = (sys.executable, "-m", "bitplan.api.worker")
+        default = (sys.executable, "-m", "bitplan.api.jobs.worker")
         self._command = [*(command or default), "--home", str(settings.home), "--database-url", settings.database_url]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name="bitplan-supervisor", daemon=True)

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ..allocator.errors import NotFound, UsageError
+from ...allocator.errors import NotFound, UsageError
+from ..schema import ListView, PlanSummary, ProfileBody, ProfileSummary
 from .jobs import JobQueue
-from .schema import ListView, PlanSummary, ProfileBody, ProfileSummary
 from .tables import Database, InventoryRow, MarkRow, PlanRow, ProfileRow, Row, page, timestamp
 
 if TYPE_CHECKING:
-    from ..allocator import Inventory, Plan, SensitivityReport
+    from ...allocator import Inventory, Plan, SensitivityReport
 
 
 class Store:
@@ -71,7 +71,7 @@ class Store:
             _one(session, PlanRow, "plan", plan_id).evidence = json.dumps(evidence)
 
     def plan(self, plan_id: str) -> Plan:
-        from ..allocator import Plan
+        from ...allocator import Plan
 
         with self.database.read() as session:
             row = _one(session, PlanRow, "plan", plan_id)
@@ -125,7 +125,7 @@ class Store:
             return True
 
     def profile(self, profile_id: str) -> tuple[SensitivityReport, ProfileBody]:
-        from ..allocator import SensitivityReport
+        from ...allocator import SensitivityReport
 
         with self.database.read() as session:
             row = _one(session, ProfileRow, "profile", profile_id)
@@ -155,7 +155,7 @@ class Store:
             return True
 
     def inventory(self, fingerprint: str) -> Inventory:
-        from ..allocator import Inventory
+        from ...allocator import Inventory
 
         with self.database.read() as session:
             row = session.scalar(select(InventoryRow).where(InventoryRow.fingerprint == fingerprint))

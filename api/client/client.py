@@ -18,10 +18,10 @@ from typing import Any, Literal, overload
 
 import httpx2
 
-from ..allocator import Plan
-from ..allocator.errors import BitplanError, Interrupted
-from .problems import error_of
-from .schema import JobView, ListView, PlanBody, PlanSummary, ProfileBody, ProfileSummary
+from ...allocator import Plan
+from ...allocator.errors import BitplanError, Interrupted
+from ..problems import error_of
+from ..schema import JobView, ListView, PlanBody, PlanSummary, ProfileBody, ProfileSummary
 
 Watch = Callable[[JobView], None]
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0

@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Engine, Select, create_engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from ..allocator.errors import UsageError
+from ...allocator.errors import UsageError
 
 STORE_VERSION = 1
 BUSY_SECONDS = 30.0

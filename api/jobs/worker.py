@@ -1,4 +1,4 @@
-"""The worker: `python -m bitplan.api.worker`, the one process that runs networks for the service.
+"""The worker: `python -m bitplan.api.jobs.worker`, the one process that runs networks for the service.
 
 It takes one job after another. One worker serves one home at a time: it holds an exclusive transaction on a file of its
 own, which the operating system ends with the process however that dies, so a second worker waits and takes over at
@@ -18,11 +18,11 @@ import traceback
 from contextlib import closing
 from pathlib import Path
 
-from ..allocator.errors import BitplanError, Interrupted
-from .problems import other_problem, problem_of
-from .schema import JobView
-from .settings import Settings
-from .store import Store
+from ...allocator.errors import BitplanError, Interrupted
+from ..problems import other_problem, problem_of
+from ..schema import JobView
+from ..settings import Settings
+from ..store import Store
 from .work import JobProgress, perform
 
 POLL_SECONDS = 0.2
@@ -31,7 +31,7 @@ STOP_SECONDS = 10.0
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bitplan.api.worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bitplan.api.jobs.worker", description=__doc__)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--database-url")
     options = parser.parse_args(arguments)
