@@ -1,6 +1,6 @@
 """bitplan: choose how many bits each part of a network gets, prove the choice, and measure that it keeps its promise.
 
-    from bitplan import Budget, Client, Plan, allocate, execute, verify
+    from bitplan import AsyncClient, Budget, Client, Plan, allocate, execute, verify
 
 Names are resolved at first use, so that `import bitplan` and `import bitplan.solvers` load neither torch nor
 transformers. The imports are absolute because test runners load this file under the checkout's own directory name,
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bitplan.allocator import Budget, Plan, allocate, execute, verify
-    from bitplan.api.client import Client
+    from bitplan.api.client import AsyncClient, Client
 
     __version__: str
 
-__all__ = ["Budget", "Client", "Plan", "allocate", "execute", "verify"]
+__all__ = ["AsyncClient", "Budget", "Client", "Plan", "allocate", "execute", "verify"]
 
 _HOMES = {
+    "AsyncClient": "bitplan.api.client",
     "Budget": "bitplan.allocator",
     "Client": "bitplan.api.client",
     "Plan": "bitplan.allocator",

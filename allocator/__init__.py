@@ -18,20 +18,24 @@ from .allocate import allocate, allocate_request
 from .budget import Budget
 from .errors import (
     BitplanError,
+    DiskFull,
+    Forbidden,
     Infeasible,
     Interrupted,
     ModelError,
     NotFound,
     PlanMismatch,
+    StoreUnavailable,
     UnknownName,
     UsageError,
     VerificationFailed,
 )
 from .home import home_folder
 from .plan import Plan
-from .profile import inspect_model, known_inventory, known_profile, profile_model
+from .profile import inspect_model, known_inventory, known_profile, open_profile, profile_model
 from .request import SOLVERS, PlanRequest, ProfileRequest
 from .solve import check_budget, plan_from_profile
+from .source import source_key
 from .targets import TARGETS
 
 if TYPE_CHECKING:
@@ -51,7 +55,9 @@ __all__ = [
     "TARGETS",
     "BitplanError",
     "Budget",
+    "DiskFull",
     "ExecutionReport",
+    "Forbidden",
     "Infeasible",
     "Interrupted",
     "Inventory",
@@ -63,6 +69,7 @@ __all__ = [
     "ProfileRequest",
     "Progress",
     "SensitivityReport",
+    "StoreUnavailable",
     "UnknownName",
     "UsageError",
     "VerificationFailed",
@@ -75,8 +82,10 @@ __all__ = [
     "known_inventory",
     "known_profile",
     "load_executed",
+    "open_profile",
     "plan_from_profile",
     "profile_model",
+    "source_key",
     "verify",
 ]
 

@@ -68,13 +68,13 @@ class Budget:
             raise UsageError(f"budget {text!r} has an unknown unit {match[2]!r}; {FORMS}")
         return cls(text, "bytes", number * UNITS[unit])
 
-    def limit_bytes(self, inventory: Inventory, pinned: frozenset[str] = frozenset(), pinned_bytes: int = 0) -> int:
-        """Bytes allowed for all weights of the model. `pinned` units and their bytes stand outside a budget in bpw."""
+    def limit_bytes(self, inventory: Inventory, pinned_parameters: int = 0, pinned_bytes: int = 0) -> int:
+        """Bytes allowed for all weights of the model. What is pinned, with its bytes, stands outside a budget in bpw."""
         if self.kind == "bytes":
             return floor(self.amount)
         if self.kind == "percent":
             return floor(self.amount * inventory.native_bytes / 100)
-        free = sum(unit.parameters for unit in inventory.units if unit.name not in pinned)
+        free = inventory.unit_parameters - pinned_parameters
         return inventory.fixed_bytes + pinned_bytes + floor(self.amount * free / 8)
 
 

@@ -8,6 +8,9 @@
     ├── PlanMismatch          the plan was made for another model or another revision of it
     ├── VerificationFailed    bytes or kernels differ from the promise; the report is attached
     ├── NotFound              no such plan, profile or job
+    ├── Forbidden             whoever asks may not do that; another key may
+    ├── StoreUnavailable      the store's database is away for the moment; asking again later helps
+    ├── DiskFull              there is no room left to write
     └── Interrupted           stopped on request; what was measured is kept
 
 Every message is one sentence that names the culprit and the remedy. Folders below raise ValueError and KeyError.
@@ -67,6 +70,18 @@ class VerificationFailed(BitplanError):
 
 class NotFound(BitplanError):
     """No stored thing has that id."""
+
+
+class Forbidden(BitplanError):
+    """Whoever asks may not do that."""
+
+
+class StoreUnavailable(BitplanError):
+    """The store cannot be used for the moment."""
+
+
+class DiskFull(BitplanError):
+    """There is no room left to write."""
 
 
 class Interrupted(BitplanError):

@@ -17,7 +17,8 @@ from .executed import measured_bytes, quantized_copy, save_executed
 from .home import home_folder, writing
 from .models import Loaded
 from .plan import Plan
-from .profile import Prepared, load_model, prepare
+from .prepared import Prepared, prepare
+from .profile import load_model
 from .request import ProfileRequest
 from .source import resolve
 

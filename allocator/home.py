@@ -13,8 +13,10 @@ A file is written under a temporary name and renamed into place, so that a full 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..sensitivity.journal import journal
 from .errors import BitplanError
 
 
@@ -65,6 +68,11 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def report_path(home: Path, identity: str) -> Path:
+    """Where the sensitivity report of that id lies, or will."""
+    return home / "profiles" / f"{identity}.json"
+
+
 def read_json(path: Path) -> Any | None:
     """The document in `path`, or None when there is none that can be read."""
     try:
@@ -74,29 +82,31 @@ def read_json(path: Path) -> Any | None:
 
 
 class StoredSteps:
-    """Steps of one measurement, each kept in a line of a file the moment it is done; `finish` lets them go."""
+    """Steps of one measurement, each kept in a file of `folder` the moment it is done; `finish` lets them go.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done: dict[str, npt.NDArray[np.float64]] = {}
-        if path.exists():
-            *lines, rest = path.read_text().split("\n")  # `rest` is empty, or the line that a kill cut short
-            for line in lines:
-                name, values = json.loads(line)
-                self.done[name] = np.array(values, dtype=np.float64)
-            if rest:
-                write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+    Safe from several processes: files are renamed into place, and a step that another process has done is not done again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._done: dict[str, npt.NDArray[np.float64]] = {}
 
     def __call__(self, name: str, compute: Any) -> npt.NDArray[np.float64]:
-        if name not in self.done:
-            values = np.asarray(compute(), dtype=np.float64)
-            line = json.dumps([name, values.tolist()]) + "\n"
-            with writing(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a") as file:
-                    file.write(line)
-            self.done[name] = values
-        return self.done[name]
+        if name not in self._done:
+            path = self.path(name)
+            kept = read_json(path)
+            if kept is None:
+                values = np.asarray(compute(), dtype=np.float64)
+                write_whole(path, json.dumps([name, values.tolist()]).encode())
+                journal(f"{self.folder.stem} {name}")
+            else:
+                values = np.array(kept[1], dtype=np.float64)
+            self._done[name] = values
+        return self._done[name]
+
+    def path(self, name: str) -> Path:
+        """Where the step of that name lies, or will."""
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
 
     def finish(self) -> None:
-        self.path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -16,7 +16,7 @@ from ..kernels.linear import QuantizedConv2d, QuantizedEmbedding
 from ..kernels.packing import PackedWeight
 from ..kernels.product import moe_matmul
 from ..kernels.reference import dequantize, transposed_numbers
-from .profile import Prepared
+from .prepared import Prepared
 
 KERNEL_TOLERANCE = 1e-5  # of the largest output, float32 sums against float64
 

@@ -8,43 +8,29 @@ no torch, and are what a server asks.
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..sensitivity import METRICS
 from ..sensitivity.progress import Progress, silent
-from ..sensitivity.report import Floats, SensitivityReport
+from ..sensitivity.report import SensitivityReport
 from ..sensitivity.units import Inventory
 from .borrowed import borrow_profile
 from .errors import ModelError, UsageError
-from .home import StoredSteps, home_folder, read_json, write_whole, writing
+from .home import home_folder, read_json, report_path, write_whole
+from .prepared import prepare
 from .request import PlanRequest, ProfileRequest
 from .source import Source, larger_than, resolve, resolve_here
 
 if TYPE_CHECKING:
     import torch
 
-    from ..sensitivity.calibration import Calibration, Part
-    from ..sensitivity.estimate import Estimate
-    from ..sensitivity.network import Network
-    from ..sensitivity.render import Renderings
-    from ..sensitivity.spill import Spill
-    from ..sensitivity.study import Study
     from .hollow import Hollow
     from .models import Loaded
+    from .profile_work import ProfileWork
 
 INVENTORY_VERSION = 2  # 2: a mixture says how many experts a token is sent to
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A loaded model with its calibration data (None where the request needs none) and its renderings."""
-
-    loaded: Loaded
-    calibration: Calibration | None
-    renderings: Renderings
 
 
 def known_inventory(model: str, home: Path | str | None = None) -> Inventory | None:
@@ -79,7 +65,7 @@ def known_profile(request: ProfileRequest, home: Path | str | None = None) -> Se
 
 def stored_report(request: ProfileRequest, inventory: Inventory, home: Path) -> SensitivityReport | None:
     """The report of exactly this request, or of the same request with more formats."""
-    document = read_json(_report_path(home, request.profile_id(inventory)))
+    document = read_json(report_path(home, request.profile_id(inventory)))
     if document is not None:
         return SensitivityReport.from_json(document)
     wanted = set(request.palette(inventory))
@@ -98,6 +84,17 @@ def profile_model(request: ProfileRequest, *, home: Path | str | None = None, pr
 
     Raises UsageError, UnknownName, ModelError.
     """
+    found = open_profile(request, home=home, progress=progress)
+    return found if isinstance(found, SensitivityReport) else found.complete(progress)
+
+
+def open_profile(
+    request: ProfileRequest, *, home: Path | str | None = None, progress: Progress = silent
+) -> SensitivityReport | ProfileWork:
+    """The report of `request` where it is known or follows from another, or else the work that leads to it, opened.
+
+    Raises UsageError, UnknownName, ModelError.
+    """
     request.check()
     request.check_device()
     folder, source = home_folder(home), resolve(request.model)
@@ -109,15 +106,15 @@ def profile_model(request: ProfileRequest, *, home: Path | str | None = None, pr
     if request.sibling is not None:
         own = inventory or _open(source, folder, request.stream, progress)[0].network.inventory
         return borrow_profile(request, own, folder)
-    from .device import choose_device, full_precision
+    from .device import choose_device
+    from .profile_work import ProfileWork
 
     loaded, hollow = _open(source, folder, request.stream, progress, choose_device(request.device))
     known = stored_report(request, loaded.network.inventory, folder)
     if known is not None:
         return known
     _check_can_do(request, loaded.network.inventory, hollow)
-    with full_precision():
-        return _measure(request, prepare(request, loaded, folder), hollow, folder, progress)
+    return ProfileWork(request, prepare(request, loaded, folder), hollow, folder)
 
 
 def _check_can_do(request: ProfileRequest, inventory: Inventory, hollow: Hollow | None) -> None:
@@ -131,94 +128,6 @@ def _check_can_do(request: ProfileRequest, inventory: Inventory, hollow: Hollow 
         from .solve import check_budget
 
         check_budget(inventory, PlanRequest(request, request.until_stable))
-
-
-def prepare(request: ProfileRequest, loaded: Loaded, home: Path) -> Prepared:
-    """Calibration data and renderings for `request`. Raises UsageError when data is needed and cannot be had."""
-    from ..sensitivity.render import Renderings
-    from .data import load_calibration
-
-    calibration = None
-    if METRICS[request.metric].needs_data or request.rounding == "gptq":
-        calibration = load_calibration(loaded, request.calibration, tokens=request.tokens, seed=request.seed)
-    part = None if calibration is None or request.rounding != "gptq" else calibration.render
-    return Prepared(loaded, calibration, Renderings(home, loaded.network, request.rounding, part))  # type: ignore[arg-type]
-
-
-def _measure(
-    request: ProfileRequest, prepared: Prepared, hollow: Hollow | None, home: Path, progress: Progress
-) -> SensitivityReport:
-    from ..sensitivity.spill import Spill
-    from ..sensitivity.study import Study
-    from ..sensitivity.unreached import fill_unreached
-    from .solve import versions
-    from .stable import estimate_until_stable, tokens_in
-
-    network, calibration, renderings = prepared.loaded.network, prepared.calibration, prepared.renderings
-    inventory = network.inventory
-    identity, formats = request.profile_id(inventory), request.palette(inventory)
-    started = time.perf_counter()
-    settings: dict[str, Any] = {"tokens": request.tokens, "calibration": request.calibration, "rounding": request.rounding}
-    settings["device"] = str(network.device)
-    part = None if calibration is None or not METRICS[request.metric].needs_data else calibration.estimate
-    steps, spill = StoredSteps(home / "partial" / f"{identity}.jsonl"), Spill(home / "partial" / f"{identity}.spill")
-    study = Study(network, renderings, part, formats, request.seed, steps, progress)
-    try:
-        with writing(home):
-            METRICS[request.metric].check(study)  # before the weights are rounded, which takes longest
-            if hollow is None:
-                renderings.make([(unit, fmt) for unit in inventory.units for fmt in formats], progress)
-                if request.until_stable is None or part is None:
-                    estimate = METRICS[request.metric].estimate(study)
-                else:
-                    estimate, part = estimate_until_stable(request, study)
-                    settings |= {"until_stable": request.until_stable, "tokens_used": tokens_in(part)}
-                if part is not None and inventory.family == "mixture-of-experts":
-                    estimate = fill_unreached(estimate, inventory, _tokens_by_unit(network, part))
-            else:
-                estimate = _streamed(request, study, hollow, spill)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    report = SensitivityReport(
-        id=identity,
-        metric=request.metric,
-        quantity=estimate.quantity,
-        settings=settings,
-        units=tuple(unit.name for unit in inventory.units),
-        formats=formats,
-        loss=estimate.loss,
-        stderr=estimate.stderr,
-        batches=estimate.batches,
-        inventory_fingerprint=inventory.fingerprint,
-        render_fingerprint=renderings.fingerprint,
-        data_fingerprint="" if part is None else part.fingerprint,
-        seed=request.seed,
-        seconds=time.perf_counter() - started,
-        versions=versions(),
-        notes=estimate.notes,
-    )
-    write_whole(_report_path(home, identity), json.dumps(report.to_json()).encode())
-    spill.clear()
-    steps.finish()
-    return report
-
-
-def _tokens_by_unit(network: Network, part: Part) -> Floats:
-    from ..sensitivity.routing import collect_routing
-
-    return collect_routing(network, part).unit_counts(network.inventory.units)
-
-
-def _streamed(request: ProfileRequest, study: Study, hollow: Hollow, spill: Spill) -> Estimate:
-    from ..sensitivity.streaming import Stream, stream_estimate, tokens_by_unit
-    from ..sensitivity.unreached import fill_unreached
-
-    flow, inventory = METRICS[request.metric].module.FLOW, study.network.inventory
-    stream = Stream(hollow.chain, hollow.read, flow, study.renderings, study.data, study.formats, study.seed, spill, study.steps)
-    estimate = stream_estimate(stream, study.progress)
-    if inventory.family == "mixture-of-experts":
-        estimate = fill_unreached(estimate, inventory, tokens_by_unit(stream))
-    return estimate
 
 
 def _open(
@@ -256,7 +165,3 @@ def _stored_inventory(source: Source, home: Path) -> Inventory | None:
     if document is None or document.get("version") != INVENTORY_VERSION:
         return None
     return replace(Inventory.from_json(document["inventory"]), model_id=source.model_id)
-
-
-def _report_path(home: Path, identity: str) -> Path:
-    return home / "profiles" / f"{identity}.json"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from ..sensitivity.units import Inventory
 from ..solvers import SOLVERS as EVERY_SOLVER
 from .budget import Budget
 from .errors import UnknownName, UsageError
+from .pins import check_pin
+from .roots import check_spelling
 from .targets import TARGETS
 
 DEFAULT_FORMATS = tuple(f"int{bits}-g64-asym" for bits in (2, 3, 4, 5, 6, 8))
@@ -78,11 +80,17 @@ class ProfileRequest:
         if self.tokens < 64:
             raise UsageError(f"{self.tokens} calibration tokens are too few; ask for at least 64")
         if self.calibration is not None:
+            check_spelling("calibration source", self.calibration, UsageError)
             source = Path(self.calibration)
-            if not source.exists():
-                raise UsageError(f"calibration source {source} does not exist; give a text file, or a folder of texts or images")
-            if source.is_file() and not source.read_bytes()[:4096].strip():
-                raise UsageError(f"calibration source {source} is empty; give a file with text in it")
+            try:
+                if not source.exists():
+                    raise UsageError(
+                        f"calibration source {source} does not exist; give a text file, or a folder of texts or images"
+                    )
+                if source.is_file() and not _beginning(source).strip():
+                    raise UsageError(f"calibration source {source} is empty; give a file with text in it")
+            except OSError as error:
+                raise UsageError(f"calibration source {source} cannot be read ({error.strerror}); give another") from error
 
     def check_device(self) -> None:
         """Raises UsageError for a device that torch does not have here. Apart from `check`, as a plan from a stored profile
@@ -94,9 +102,8 @@ class ProfileRequest:
 
     def palette(self, inventory: Inventory) -> tuple[str, ...]:
         """The formats of the profile: the asked ones and the model's own dtypes, in order of width."""
-        own = {unit.native for unit in inventory.units}
-        names = own | set(self.formats or DEFAULT_FORMATS)
-        return tuple(name for name in sorted(FORMATS, key=_width) if name in names)
+        names = inventory.natives | set(self.formats or DEFAULT_FORMATS)
+        return tuple(name for name in _by_width() if name in names)
 
     def profile_id(self, inventory: Inventory) -> str:
         """SHA-256 of everything that the profile's numbers follow from."""
@@ -151,10 +158,7 @@ class PlanRequest:
         for pattern, fmt in self.pins:
             if fmt != "native":
                 _known("format", fmt, FORMATS)
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UsageError(f"pin {pattern!r} is not a regular expression ({error}); mend it or escape it") from error
+            check_pin(pattern)
 
     def _check_latency(self) -> None:
         _known("latency device", self.timed_on, devices())
@@ -179,13 +183,24 @@ def calibration_digest(source: str | None) -> str:
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(file.name.encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
+
+
+def _beginning(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4096)
 
 
 def _known(kind: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
         raise UnknownName(kind, name, known)
+
+
+@cache
+def _by_width() -> tuple[str, ...]:
+    return tuple(sorted(FORMATS, key=_width))
 
 
 def _width(name: str) -> tuple[Any, ...]:

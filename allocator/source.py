@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ModelError
+from .roots import check_links, check_spelling, inside, model_roots, outside
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.gguf"]
 
 
@@ -47,12 +50,30 @@ class Source:
     key: str
 
 
+def check_name(model_id: str, roots: tuple[Path, ...] | None) -> None:
+    """Refuse what no model can be called and what `roots` forbid, before any file is looked at. Raises ModelError."""
+    if model_id in ALIASES:
+        return
+    check_spelling("model", model_id, ModelError)
+    if roots is not None and not HUB_NAME.fullmatch(model_id) and inside(model_id, roots) is None:
+        raise outside("model", model_id, ModelError)
+
+
 def resolve_here(model_id: str) -> Source | None:
     """As `resolve`, but without the network: None for a hub name that has not been downloaded yet."""
-    path = _path(model_id)
-    if path is None:
-        path = _from_hub(model_id, download=False)
+    path = _path_here(model_id)
     return None if path is None else _checked(model_id, path)
+
+
+def source_key(model_id: str, found_whole: str | None = None) -> str | None:
+    """`Source.key` of the files that `model_id` names here, None for a hub name that has not been downloaded. Files in the
+    state `found_whole` were checked before and are not read again. Raises ModelError."""
+    path = _path_here(model_id)
+    if path is None:
+        return None
+    if found_whole is not None and found_whole == _key_unchecked(path):
+        return found_whole
+    return _checked(model_id, path).key
 
 
 def resolve(model_id: str) -> Source:
@@ -62,8 +83,22 @@ def resolve(model_id: str) -> Source:
     return _checked(model_id, path)
 
 
+def _path_here(model_id: str) -> Path | None:
+    return _path(model_id) or _from_hub(model_id, download=False)
+
+
+def _key_unchecked(path: Path) -> str | None:
+    """What the key of a model at `path` is, if there is one."""
+    try:
+        if path.is_file():
+            return _key([path])
+        weights = sorted(path.glob("*.safetensors"))
+        return _key([*weights, *sorted(path.glob("*.json"))] if (path / "config.json").exists() else weights)
+    except OSError:
+        return None
+
+
 def _checked(model_id: str, path: Path) -> Source:
-    _inside_roots(model_id, path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"model file {path} is not a .gguf; give a folder in Hugging Face layout or a .gguf file")
@@ -135,14 +170,18 @@ def _path(model_id: str) -> Path | None:
         if not found:
             raise ModelError(f"the package of model {model_id!r} holds no {alias.pattern}; run: {alias.install}")
         return found[0]
+    roots = model_roots()
+    check_name(model_id, roots)
     try:
-        path = Path(model_id).expanduser()
-        if path.exists():
-            return path.resolve()
+        path = Path(model_id).expanduser() if roots is None else inside(model_id, roots)
+        if path is not None and path.exists():
+            path = path.resolve()
+            if roots is not None:
+                check_links("model", model_id, path, roots, ModelError)
+            return path
     except (OSError, RuntimeError) as error:  # too long for a path, or the home of nobody
         raise ModelError(f"model {model_id[:80]!r} cannot be a path ({error!s:.80}); give a folder or a hub name") from error
-    parts = model_id.split("/")
-    if model_id.startswith((".", "/", "~")) or len(parts) != 2 or not all(parts):
+    if not HUB_NAME.fullmatch(model_id):
         aliases = ", ".join(ALIASES)
         raise ModelError(
             f"unknown model {model_id!r}: no such folder or .gguf file, no alias ({aliases}), no hub name like 'owner/model'"
@@ -153,6 +192,11 @@ def _path(model_id: str) -> Path | None:
 def _from_hub(model_id: str, *, download: bool) -> Path | None:
     from huggingface_hub import snapshot_download
 
+    if download and os.environ.get("BITPLAN_HUB") == "0":
+        path = _from_hub(model_id, download=False)
+        if path is None:
+            raise ModelError(f"model {model_id!r} is not here and BITPLAN_HUB=0 forbids downloads; give a folder instead")
+        return path
     try:
         return Path(snapshot_download(model_id, allow_patterns=NEEDED, local_files_only=not download))
     except Exception as error:  # the hub library raises from several trees; each means: not to be had
@@ -162,15 +206,6 @@ def _from_hub(model_id: str, *, download: bool) -> Path | None:
         raise ModelError(
             f"model {model_id!r} is neither a folder here nor to be had from the hub ({reason}); check the name or the network"
         ) from error
-
-
-def _inside_roots(model_id: str, path: Path) -> None:
-    """BITPLAN_MODEL_ROOTS, a list of folders, limits which paths may be named; packages and the hub's cache are always fine."""
-    roots = os.environ.get("BITPLAN_MODEL_ROOTS")
-    if not roots or model_id in ALIASES or not Path(model_id).expanduser().exists():
-        return
-    if not any(path.is_relative_to(Path(root).resolve()) for root in roots.split(os.pathsep) if root):
-        raise ModelError(f"model {model_id!r} lies outside BITPLAN_MODEL_ROOTS; move it into one of those folders")
 
 
 def _refuse_without_safetensors(folder: Path) -> None:

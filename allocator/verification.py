@@ -30,7 +30,7 @@ from .frontier import problem_of
 from .home import home_folder
 from .kernel_checks import KernelCheck, check_experts, check_units, unit_errors
 from .plan import Plan
-from .profile import Prepared
+from .prepared import Prepared
 from .solve import versions
 
 CLOSE = 2.0  # paired standard errors within which two losses count as equal

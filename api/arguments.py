@@ -1,23 +1,26 @@
-"""What arguments of the command line mean: a plan by id, prefix or file; options as a request; pins."""
+"""What arguments of the command line mean: a plan by id, prefix or file; options as a request; pins; names to filter by."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..allocator import Plan
-from ..allocator.errors import UsageError
-from .schema import PlanBody
-from .store import Store
+from ..allocator.errors import UnknownName, UsageError
+from .schema import JobKind, JobStatus, PlanBody
+
+Body = TypeVar("Body", bound=BaseModel)
 
 
-def find_plan(text: str, store: Store) -> Plan:
-    """The plan that PLAN means: a file if there is one of that name, else an id or a unique prefix of one."""
+def find_plan(text: str, stored: Callable[[str], Plan]) -> Plan:
+    """The plan that PLAN means: a file if there is one of that name, else what `stored` has under an id or a prefix."""
     path = Path(text)
     if not path.is_file() and path.suffix != ".json":
-        return store.plan(text)
+        return stored(text)
     try:
         return Plan.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -28,13 +31,23 @@ def find_plan(text: str, store: Store) -> Plan:
 
 def request_body(model: str, budget: str, *, formats: str | None, calibration: Path | None, **rest: Any) -> PlanBody:
     """The request that the options describe. Raises UsageError for what the schema refuses."""
-    palette = None if formats is None else tuple(name.strip() for name in formats.split(",") if name.strip())
     text = None if calibration is None else str(calibration)
+    return checked(PlanBody, model=model, budget=budget, formats=palette(formats), calibration=text, **rest)
+
+
+def checked(body: type[Body], **options: Any) -> Body:
+    """Options as a request. Raises UsageError for what the schema refuses."""
     try:
-        return PlanBody(model=model, budget=budget, formats=palette, calibration=text, **rest)
+        return body(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"--{first['loc'][0]}: {first['msg']}") from error
+        where = f"--{first['loc'][0]}: " if first["loc"] else ""
+        raise UsageError(f"{where}{first['msg']}") from error
+
+
+def palette(formats: str | None) -> tuple[str, ...] | None:
+    """The formats of `--formats A,B,...`."""
+    return None if formats is None else tuple(name.strip() for name in formats.split(",") if name.strip())
 
 
 def read_pins(texts: list[str]) -> dict[str, str]:
@@ -46,3 +59,18 @@ def read_pins(texts: list[str]) -> dict[str, str]:
             raise UsageError(f"--pin {text!r} is not REGEX=FORMAT; write for instance --pin 'embed_tokens=int8-g64'")
         pins[pattern] = format_name
     return pins
+
+
+def read_days(text: str) -> float:
+    """An age such as 30d or 12h, in days. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", text.strip())
+    if match is None:
+        raise UsageError(f"--older-than {text!r} is no age; write for instance 30d or 12h")
+    return float(match[1]) / (1 if match[2] == "d" else 24)
+
+
+def check_job_filters(status: str | None, kind: str | None) -> None:
+    """Raises UnknownName for a status or kind that no job has."""
+    for what, name, known in (("status", status, get_args(JobStatus)), ("kind", kind, get_args(JobKind))):
+        if name is not None and name not in known:
+            raise UnknownName(what, name, known)

@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from itertools import pairwise
 
-from .scatter import Point
+from .scatter import Point, drawn_line
 from .wording import MIB, number, size
 
 WIDTH, HEIGHT = 1000, 440
 LEFT, RIGHT, TOP, BOTTOM = 66, 24, 16, 48
-HULL_STEPS = 12
 LETTER_WIDTH, LINE_HEIGHT = 6.2, 13
 CLASSES = {"uniform": "uniform", "plan": "plan", "measured plan": "plan", "measured rival": "rival"}
 
@@ -83,11 +81,7 @@ def _grid(axes: Axes, quantity: str) -> list[str]:
 
 def _hull(axes: Axes, vertices: list[tuple[float, float]]) -> list[str]:
     """The frontier. Between vertices it is straight in bytes and loss, and so bent on these axes."""
-    places = vertices[:1]
-    for (left, above), (right, below) in pairwise(vertices):
-        steps = [step / HULL_STEPS for step in range(1, HULL_STEPS + 1)]
-        places += [(left + share * (right - left), above + share * (below - above)) for share in steps]
-    shown = [(axes.x(count), axes.y(loss)) for count, loss in places if loss > 10**axes.y_low]
+    shown = [(axes.x(count), axes.y(loss)) for count, loss in drawn_line(vertices) if loss > 10**axes.y_low]
     path = "L".join(dict.fromkeys(f"{x:.1f} {y:.1f}" for x, y in shown))
     return [f'<path class="hull" d="M{path}"><title>the frontier: no plan lies below it</title></path>'] if shown else []
 

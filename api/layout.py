@@ -10,11 +10,14 @@ stands before it names the stack, what follows names the role, and `experts.N` i
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..allocator import Plan
+
+CLASSES = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Cell:
     format: str
     bits: int
     expert: int | None = None
+
+    @property
+    def style(self) -> str:
+        return bits_class(self.bits)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,17 @@ class Stack:
 class BitMap:
     stacks: tuple[Stack, ...]
     outside: tuple[Cell, ...]
+
+    def counts(self) -> list[tuple[Cell, int]]:
+        """The bits in use, fewest first: a cell that has them, and how many have."""
+        cells = [cell for stack in self.stacks for group in stack.cells.values() for cell in group] + list(self.outside)
+        samples = {cell.bits: cell for cell in cells}
+        return [(samples[bits], count) for bits, count in sorted(Counter(cell.bits for cell in cells).items())]
+
+
+def bits_class(bits: int) -> str:
+    """The style class of a number of bits: the nearest known one from above."""
+    return f"b{next((known for known in CLASSES if bits <= known), 16)}"
 
 
 def format_bits(name: str) -> int:

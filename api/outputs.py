@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from ..allocator.errors import UsageError
 from ..allocator.home import write_whole
 from .curve import curve
-from .report import render, svg_style
 from .scatter import frontier_points, uniform_points
+from .templates import render, svg_style
 
 if TYPE_CHECKING:
     from ..allocator import Plan
@@ -37,7 +37,7 @@ def write_frontier(path: Path, plan: Plan) -> None:
     if path.suffix == ".csv":
         content = _csv(plan).encode()
     elif path.suffix == ".html":
-        content = render("frontier.html", framed=False, plan=plan, curve=figure, points=plan.frontier()).encode()
+        content = render("frontier.html", plan=plan, curve=figure, points=plan.frontier()).encode()
     else:
         picture = figure.replace("<title>", f"<style>{svg_style()}</style><title>", 1)
         content = picture.encode() if path.suffix == ".svg" else _png(picture)

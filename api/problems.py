@@ -11,11 +11,14 @@ from typing import Any
 
 from ..allocator.errors import (
     BitplanError,
+    DiskFull,
+    Forbidden,
     Infeasible,
     Interrupted,
     ModelError,
     NotFound,
     PlanMismatch,
+    StoreUnavailable,
     UnknownName,
     UsageError,
     VerificationFailed,
@@ -44,6 +47,9 @@ PROBLEMS: dict[type[BitplanError], Kind] = {
     PlanMismatch: Kind("plan-mismatch", 409, 2, "The plan was made for another model"),
     VerificationFailed: Kind("verification-failed", 422, 4, "The executed model breaks the plan's promise"),
     NotFound: Kind("not-found", 404, 2, "There is no such thing"),
+    Forbidden: Kind("forbidden", 403, 2, "The key may not do that"),
+    StoreUnavailable: Kind("store-unavailable", 503, 1, "The store cannot be used for the moment"),
+    DiskFull: Kind("disk-full", 507, 1, "There is no room left to write"),
     Interrupted: Kind("interrupted", 409, 130, "Stopped on request"),
 }
 # Problems that the service itself finds, with no class behind them.
@@ -56,10 +62,16 @@ OTHER_PROBLEMS: dict[str, Kind] = {
         Kind("job-not-cancelable", 409, 2, "The job has already ended"),
         Kind("not-available", 501, 2, "This version cannot do that"),
         Kind("body-too-large", 413, 2, "The request is too large"),
+        Kind("body-too-slow", 408, 2, "The request took too long to arrive"),
+        Kind("unsupported-media-type", 415, 2, "The body is of a kind that is not read here"),
+        Kind("unauthenticated", 401, 2, "The service does not know who asks"),
+        Kind("foreign-host", 403, 2, "The service is not called that"),
+        Kind("rate-limited", 429, 2, "Too many requests for now"),
         Kind("foreign-origin", 403, 2, "Pages of other sites may not write here"),
         Kind("http", 400, 2, "The request is not understood"),
         Kind("not-ready", 503, 1, "The service cannot take work yet"),
         Kind("worker-lost", 500, 1, "The worker died on this job again and again"),
+        Kind("child-canceled", 409, 130, "A job that this one waited for was canceled"),
         Kind("internal-error", 500, 1, "Something broke that should not"),
     )
 }

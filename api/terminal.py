@@ -1,63 +1,25 @@
-"""What the command line prints: progress on standard error, tables and the bit map on standard output."""
+"""What the command line prints of one model or one plan: tables, and the bit map."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from . import wording
-from .jobs.work import Tell
 from .layout import Cell, bit_map
 from .report import format_rows, loss_rows
 
 if TYPE_CHECKING:
     from ..allocator import Inventory, Plan, SensitivityReport
     from ..allocator.spiked import Spike
-    from .schema import PlanSummary
 
 # Background and foreground of a cell, from few bits (warm) to many (cold), as in the report.
 COLOURS = {2: "#fde7b3", 3: "#f7cf83", 4: "#a9d3c4", 5: "#7fbcb4", 6: "#579fa4", 7: "#3a8093", 8: "#2b6480", 16: "#1f3a5f"}
-STAGES = {
-    "load": "loading the model",
-    "inspect": "inspecting the model",
-    "render": "quantizing",
-    "estimate": "measuring sensitivity",
-    "estimate until stable": "measuring until stable",
-    "stream": "streaming blocks",
-    "spikes": "looking for spikes",
-    "solve": "solving",
-    "execute": "executing the plan",
-    "verify": "verifying",
-}
-
-
-@contextmanager
-def progress_bars() -> Iterator[Tell]:
-    """A bar for each stage, on standard error; they stay there when the stage is done."""
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    tasks: dict[str, Any] = {}
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield tell
 
 
 def plan_summary(plan: Plan) -> Group:
@@ -177,20 +139,6 @@ def spikes_table(spikes: Sequence[Spike], pins: Sequence[tuple[str, str]], shown
     advice = " ".join(f"--pin '{pattern}={fmt}'" for pattern, fmt in pins)
     said = f"  {len(pins)} to protect: {advice}" if pins else "  none stands out: nothing to protect"
     return Group(Padding(table, (0, 2), expand=False), Text(), Text(said, "dim"))
-
-
-def plans_table(plans: list[PlanSummary]) -> Table:
-    """Stored plans, one a line."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for name in ("plan", "model", "target"):
-        table.add_column(name)
-    for name in ("budget", "size", "loss"):
-        table.add_column(name, justify="right")
-    table.add_column("measured")
-    for plan in plans:
-        sizes = (plan.budget, wording.size(plan.bytes), wording.loss(plan.loss, plan.stderr))
-        table.add_row(plan.id[:12], plan.model, plan.target, *sizes, wording.MEASURED[plan.verified])
-    return table
 
 
 def plan_page(plan: Plan) -> Group:

@@ -53,6 +53,28 @@ def figure(value: float) -> str:
     return f"{value:.5g}"
 
 
+def moment(stamp: str | None) -> str:
+    """A stored time for a reader, in UTC to the minute.
+
+    >>> moment("2026-11-22T19:39:39.120Z")
+    '2026-11-22 19:39'
+    """
+    return "" if stamp is None else stamp[:16].replace("T", " ")
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(3.2), duration(75), duration(5400)
+    ('3 s', '1 min 15 s', '1 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def loss(value: float, stderr: float | None) -> str:
     """`0.0213 ± 0.0011`, or without the error where there is none."""
     return number(value) if stderr is None else f"{number(value)} ± {number(stderr)}"

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bitplan.allocator import PlanRequest, ProfileRequest, home_folder, inspect_model, plan_from_profile, profile_model
-from bitplan.allocator.profile import load_model, prepare
+from bitplan.allocator.prepared import prepare
+from bitplan.allocator.profile import load_model
 from bitplan.allocator.solve import versions
 from bitplan.allocator.source import resolve
 from machine import describe

@@ -20,7 +20,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bitplan.allocator import ProfileRequest, home_folder, profile_model
-from bitplan.allocator.profile import load_model, prepare
+from bitplan.allocator.prepared import prepare
+from bitplan.allocator.profile import load_model
 from bitplan.allocator.solve import versions
 from bitplan.allocator.source import resolve
 from bitplan.sensitivity import METRICS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitplan.allocator.profile import Prepared
+from bitplan.allocator.prepared import Prepared
 from bitplan.sensitivity.network import run, sampled_objective
 
 

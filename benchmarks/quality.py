@@ -28,7 +28,8 @@ from bitplan.allocator import PlanRequest, ProfileRequest, home_folder, profile_
 from bitplan.allocator.build import Built, build_problem
 from bitplan.allocator.data import load_calibration
 from bitplan.allocator.execution import executed_module
-from bitplan.allocator.profile import load_model, prepare
+from bitplan.allocator.prepared import prepare
+from bitplan.allocator.profile import load_model
 from bitplan.allocator.solve import versions
 from bitplan.allocator.source import resolve
 from bitplan.sensitivity.calibration import assert_disjoint

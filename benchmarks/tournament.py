@@ -41,7 +41,8 @@ from bitplan.allocator import ProfileRequest, home_folder, profile_model
 from bitplan.allocator.data import load_calibration
 from bitplan.allocator.errors import UsageError
 from bitplan.allocator.home import write_whole
-from bitplan.allocator.profile import Prepared, load_model, prepare, stored_report
+from bitplan.allocator.prepared import Prepared, prepare
+from bitplan.allocator.profile import load_model, stored_report
 from bitplan.allocator.solve import versions
 from bitplan.allocator.source import resolve
 from bitplan.kernels.formats import FORMATS

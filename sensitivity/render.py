@@ -95,6 +95,10 @@ class Renderings:
             moments = collect_moments(self.network, units, self.part, progress)
         self.round(missing, moments, progress)
 
+    def files(self, units: Sequence[Unit], formats: Sequence[str]) -> list[Path]:
+        """Where the renderings of `units` lie, or will."""
+        return [self._path(unit, fmt) for unit in units for fmt in formats if FORMATS[fmt].family == "int"]
+
     def missing(self, wanted: Sequence[tuple[Unit, str]]) -> dict[str, list[Format]]:
         """The int formats of `wanted` that have no file yet, by unit."""
         found: dict[str, list[Format]] = {}

@@ -18,10 +18,10 @@ class Spill:
     folder: Path
 
     def __contains__(self, name: str) -> bool:
-        return self._path(name).exists()
+        return self.path(name).exists()
 
     def put(self, name: str, tensor: Tensor) -> None:
-        path = self._path(name)
+        path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -34,10 +34,11 @@ class Spill:
         """Raises KeyError when nothing of that name has been put."""
         if name not in self:
             raise KeyError(f"{name!r} has not been spilled to {self.folder}")
-        return load_file(self._path(name))["tensor"]
+        return load_file(self.path(name))["tensor"]
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """Where the tensor of that name lies, or will."""
         return self.folder / f"{name}.safetensors"

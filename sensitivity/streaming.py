@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ from .chain import Chain, Given, check_straight, enter, leaving, through
 from .estimate import Estimate, ratio_estimate
 from .flow import Flow, Passage, Visit, batch_sums, draws_of, scalar_of, seed_of
 from .hollow import Read, opened
+from .journal import journal
 from .moments import Moments, adding_to
 from .network import predictions
 from .probe import Rows, Use, watch_gradients, watch_inputs
@@ -45,11 +47,19 @@ SHELL = ""
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work that any process may do once those that it `needs` are done. Done twice, it leaves the same files."""
+    """A piece of work that any process may do once those that it `needs` are done. Done twice, it leaves the same files.
+
+    `reads` and `writes` are those files, for machines that do not share a disk; what it has the stream's steps remember is
+    named by `steps`. Tasks that are `chained` wait for one another: little is won by sharing them out.
+    """
 
     name: str
     needs: tuple[str, ...]
     run: Callable[[], None]
+    chained: bool = False
+    reads: tuple[Path, ...] = ()
+    writes: tuple[Path, ...] = ()
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,26 +100,54 @@ def tasks(stream: Stream) -> tuple[Task, ...]:
     for part in parts:
         for k in range(last + 1):
             before = (f"{part} forward {k - 1}",) if k else ()
-            result.append(Task(f"{part} forward {k}", before, partial(_forward, stream, part, k)))
+            states = _hidden(stream, part, k), _hidden(stream, part, k + 1)
+            result.append(Task(f"{part} forward {k}", before, partial(_forward, stream, part, k), True, *states))
             if part == "render":
-                result.append(Task(f"render {k}", before, partial(_render, stream, k)))
+                result.append(_rendering(stream, k, before, _hidden(stream, part, k)))
     if "render" in parts:
-        result.append(Task("render shell", (f"render forward {last}",), partial(_render, stream, None)))
+        result.append(_rendering(stream, None, (f"render forward {last}",), _hidden(stream, "render", last + 1)))
     else:
-        result += [Task(f"render {k}", (), partial(_render, stream, k)) for k in range(last + 1)]
-        result.append(Task("render shell", (), partial(_render, stream, None)))
-    if stream.flow.objective is not None:
-        result.append(Task("leave", (f"estimate forward {last}",), partial(_leave, stream)))
+        result += [_rendering(stream, k, (), ()) for k in (*range(last + 1), None)]
+    driven = stream.flow.objective is not None
+    if driven:
+        files = _hidden(stream, "estimate", last + 1), _gradients(stream, last + 1)
+        result.append(Task("leave", (f"estimate forward {last}",), partial(_leave, stream), True, *files))
     for k in range(last, -1, -1):
         flows = _gradient_from(stream, k, last)
+        reads = _hidden(stream, "estimate", k) + (_gradients(stream, k + 1) if driven else ())
+        needs = (f"estimate forward {k - 1}",) * (k > 0) + (*flows, f"render {k}")
         result.append(
-            Task(f"sums {k}", (f"estimate forward {k - 1}",) * (k > 0) + (*flows, f"render {k}"), partial(_sums, stream, k))
+            Task(f"sums {k}", needs, partial(_sums, stream, k), False, reads + _rendered(stream, k), (), _steps_of(stream, k))
         )
-        if stream.flow.objective is not None:
-            result.append(Task(f"backward {k}", flows, partial(_backward, stream, k)))
-    shell_needs = ("backward 0",) if stream.flow.objective is not None else (f"estimate forward {last}",)
-    result.append(Task("sums shell", (*shell_needs, "render shell"), partial(_sums_shell, stream)))
+        if driven:
+            result.append(Task(f"backward {k}", flows, partial(_backward, stream, k), True, reads, _gradients(stream, k)))
+    reads = _hidden(stream, "estimate", last + 1) + (_gradients(stream, 0) if driven else ()) + _rendered(stream, None)
+    shell_needs = ("backward 0",) if driven else (f"estimate forward {last}",)
+    needs = (*shell_needs, "render shell")
+    result.append(Task("sums shell", needs, partial(_sums_shell, stream), False, reads, (), _steps_of(stream, None)))
     return tuple(result)
+
+
+def _rendering(stream: Stream, k: int | None, needs: tuple[str, ...], reads: tuple[Path, ...]) -> Task:
+    name = f"render {'shell' if k is None else k}"
+    return Task(name, needs, partial(_render, stream, k), False, reads, _rendered(stream, k))
+
+
+def _hidden(stream: Stream, part: PartName, k: int) -> tuple[Path, ...]:
+    """The files of h_k; h_0 is made wherever it is needed."""
+    return tuple(stream.spill.path(f"{part}-h{k}-{b}") for b in range(len(_batches(stream, part).batches)) if k)
+
+
+def _gradients(stream: Stream, k: int) -> tuple[Path, ...]:
+    """The files of the gradient at h_k."""
+    every = product(range(len(stream.part.batches)), range(draws_of(stream.flow, stream.chain.network)))
+    return tuple(stream.spill.path(f"g{k}-{b}-{draw}") for b, draw in every)
+
+
+def _rendered(stream: Stream, k: int | None) -> tuple[Path, ...]:
+    """The files of the renderings of block k, or of the shell for None."""
+    units = stream.chain.units_of[SHELL if k is None else stream.chain.blocks[k]]
+    return tuple(stream.renderings.files(units, stream.formats))
 
 
 def gathered(stream: Stream) -> Estimate:
@@ -172,6 +210,7 @@ def _forward(stream: Stream, part: PartName, k: int) -> None:
         for b in missing:
             hidden = through(stream.chain, k, _spilled(stream, f"{part}-h{k}-{b}"), given[b])
             stream.spill.put(f"{part}-h{k + 1}-{b}", _finite(hidden, f"what leaves {stream.chain.blocks[k]!r}"))
+    _note(stream, f"{part} forward {k}")
 
 
 def _spilled(stream: Stream, name: str) -> Tensor:
@@ -205,6 +244,7 @@ def _render(stream: Stream, k: int | None) -> None:
                 else:
                     through(chain, k, hidden, given[b])
         renderings.round(missing, moments)
+    _note(stream, f"render {path or 'shell'}")
 
 
 def _leave(stream: Stream) -> None:
@@ -214,6 +254,7 @@ def _leave(stream: Stream) -> None:
         with opened(stream.chain, stream.read, SHELL):
             for b, draw in missing:
                 stream.spill.put(f"g{depth}-{b}-{draw}", _gradient(_drive_out(stream, b, draw)))
+        _note(stream, "leave")
 
 
 def _without_gradient(stream: Stream, k: int) -> list[tuple[int, int]]:
@@ -246,6 +287,7 @@ def _backward(stream: Stream, k: int) -> None:
     with opened(stream.chain, stream.read, stream.chain.blocks[k]):
         for b, draw in missing:
             stream.spill.put(f"g{k}-{b}-{draw}", _gradient(_drive_back(stream, k, b, draw, given[b])))
+    _note(stream, f"backward {k}")
 
 
 def _drive_back(stream: Stream, k: int, b: int, draw: int, given: Given) -> Tensor:
@@ -339,6 +381,17 @@ def _tables(stream: Stream, path: str, drive: Callable[[int, int, Visit], None])
 
     if units:
         stream.steps(_step(path), compute)
+
+
+def _steps_of(stream: Stream, k: int | None) -> tuple[str, ...]:
+    """What the sums of block k, or of the shell for None, have the stream's steps remember."""
+    path = SHELL if k is None else stream.chain.blocks[k]
+    units = stream.chain.units_of[path]
+    return (_step(path),) * bool(units) + (_tokens_step(path),) * any(unit.kind == "expert" for unit in units)
+
+
+def _note(stream: Stream, task: str) -> None:
+    journal(f"{stream.spill.folder.stem} {task}")
 
 
 def _step(path: str) -> str:

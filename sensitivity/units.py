@@ -7,6 +7,7 @@ read into these values by `inventory.py`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
@@ -80,18 +81,23 @@ class Inventory:
     fixed: tuple[Fixed, ...]
     experts_used: int | None = None  # how many experts of a layer a token is sent to; None: no mixture, or not known
 
-    @property
+    @cached_property
     def fixed_bytes(self) -> int:
         return sum(tensor.stored_bytes for tensor in self.fixed)
 
-    @property
+    @cached_property
     def native_bytes(self) -> int:
         """Bytes of the whole model in its own dtypes."""
         return self.fixed_bytes + sum(FLOAT_BYTES[unit.native] * unit.parameters for unit in self.units)
 
-    @property
+    @cached_property
     def unit_parameters(self) -> int:
         return sum(unit.parameters for unit in self.units)
+
+    @cached_property
+    def natives(self) -> frozenset[str]:
+        """The formats that its weights have now."""
+        return frozenset(unit.native for unit in self.units)
 
     def unit(self, name: str) -> Unit:
         for unit in self.units:

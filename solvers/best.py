@@ -14,14 +14,15 @@ NODES = 20_000  # of the search tree: a minute or so, and a count, so that the a
 STATES = 2**15  # in a list: more, and branch and bound is faster
 
 
-def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solution:
+def solve(problem: ChoiceProblem, *, time_limit: float | None = None, warm: core.Warm | None = None) -> Solution:
     """The strongest that fits the problem: `core` for one limit, else `dp`, `milp` or `lagrangian`, by rules and size.
 
-    `Solution.solver` is the one whose answer it is, `Solution.reason` why.
+    `warm`: see `core.solve`. `Solution.solver` is the one whose answer it is, `Solution.reason` why.
     """
     started = time.perf_counter()
     if problem.plain:
-        return replace(core.solve(problem, time_limit=time_limit), reason="one limit and no rules: exact by a minimal core")
+        exact = core.solve(problem, time_limit=time_limit, warm=warm)
+        return replace(exact, reason="one limit and no rules: exact by a minimal core")
     pairs = int(problem.allowed.sum())
     size = f"{problem.resources} resources, {len(problem.rules)} rules and {pairs} pairs of item and option"
     if pairs > PAIRS_FOR_SEARCH:

@@ -61,23 +61,27 @@ def certify(problem: ChoiceProblem, choice: Ints, multipliers: Sequence[Fraction
     return certify_tables(scaled(problem), choice, multipliers)
 
 
-def certify_tables(tables: ScaledTables, choice: Ints, multipliers: Sequence[Fraction]) -> Certificate:
-    """`certify`, for who has the problem's `tables` at hand and knows that `choice` takes allowed options."""
+def certify_tables(
+    tables: ScaledTables, choice: Ints, multipliers: Sequence[Fraction], least: Bools | None = None
+) -> Certificate:
+    """`certify`, for who has the problem's `tables` at hand and knows that `choice` takes allowed options; `least`: see
+    `lower_bound`."""
     if len(multipliers) != len(tables.rows):
         raise ValueError(f"a certificate needs {len(tables.rows)} multipliers, one a row, not {list(multipliers)}")
     if broken := tables.rows.broken(choice):
         raise ValueError(f"the choice breaks a bound: {broken[0]}")
-    bound = lower_bound(tables, multipliers)
+    bound = lower_bound(tables, multipliers, least)
     loss = int(tables.loss[np.arange(len(choice)), choice].sum())
     return Certificate(tuple(multipliers), bound, loss - bound, tables.scale)
 
 
-def lower_bound(tables: ScaledTables, multipliers: Sequence[Fraction]) -> Fraction:
-    """g(multipliers), exactly. Raises ValueError when a multiplier prices a side that is not bounded."""
+def lower_bound(tables: ScaledTables, multipliers: Sequence[Fraction], least: Bools | None = None) -> Fraction:
+    """g(multipliers), exactly; `least` are their `minimisers`, where they are at hand. Raises ValueError when a multiplier
+    prices a side that is not bounded."""
     edges = tables.rows.edges(multipliers)
-    least = minimisers(tables, multipliers).argmax(axis=1)
-    loss = int(tables.loss[np.arange(len(least)), least].sum())
-    totals = tables.rows.totals(least).tolist()
+    first = (minimisers(tables, multipliers) if least is None else least).argmax(axis=1)
+    loss = int(tables.loss[np.arange(len(first)), first].sum())
+    totals = tables.rows.totals(first).tolist()
     priced = (multiplier * (total - edge) for multiplier, total, edge in zip(multipliers, totals, edges, strict=True))
     return loss + sum(priced, Fraction(0))
 
@@ -123,14 +127,16 @@ def answer(
     searched: bool = False,
     stopped: bool = False,
     tables: ScaledTables | None = None,
+    least: Bools | None = None,
 ) -> Solution:
     """A certified solution. `searched`: an exact search found nothing better; `stopped`: one was cut short.
 
-    `started` is a reading of `time.perf_counter`; `tables` are those of `scaled(problem)`, where they are at hand.
+    `started` is a reading of `time.perf_counter`; `tables` are those of `scaled(problem)`, and `least` their `minimisers`,
+    where they are at hand.
     """
     tables = tables or scaled(problem)
     loss, cost = recompute(problem, choice)
-    certificate = certify_tables(tables, choice, multipliers)
+    certificate = certify_tables(tables, choice, multipliers, least)
     proof: Proof = "multipliers" if certificate.gap == 0 else "search" if searched else "bound"
     status = Status.OPTIMAL if proof != "bound" else Status.LIMIT if stopped else Status.FEASIBLE
     return Solution(choice, loss, cost, status, certificate, solver, time.perf_counter() - started, proof)

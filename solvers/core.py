@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .arrays import Bools, Floats, Ints
 from .certificate import ScaledTables, answer, scaled
+from .frontier import HullSteps, hull_steps
 from .hull import Relaxation, fill, relax
 from .layers import Layer, trace
 from .problem import ChoiceProblem, Solution, check_plain, least_costs, without_choice
@@ -31,28 +32,56 @@ from .problem import ChoiceProblem, Solution, check_plain, least_costs, without_
 # one follows, which starts from the choice found by the first and so drops more. Then the search gives up.
 WIDTHS = (2**16, 2**21)
 STATES_LIMIT = 2**23  # states kept for tracing back in one sweep, 8 bytes each
+FIRST_CHUNK, LARGEST_CHUNK = 2**10, 2**16  # pairs of move and state looked at together for one that leads anywhere
 NOISE = 2**14  # scaled loss, 2^-46 of the total: about the rounding of the tables themselves, not worth an incomplete search
 SAFE = 1e-12  # relative allowance in bounds: thousands of times the rounding of the few operations behind them
 
 
-def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solution:
+@dataclass(frozen=True, eq=False)
+class Warm:
+    """What follows from a problem's tables whatever the limit: worth keeping where many limits are asked for."""
+
+    tables: ScaledTables
+    steps: HullSteps
+
+    @classmethod
+    def up(cls, problem: ChoiceProblem) -> Warm:
+        tables = scaled(problem)
+        return cls(tables, hull_steps(tables.loss, tables.cost[0], tables.allowed))
+
+    def under(self, problem: ChoiceProblem) -> ScaledTables:
+        """`scaled(problem)`, of a problem that is `within` other limits."""
+        return replace(self.tables, limit=problem.limit, rows=problem.rows)
+
+
+def solve(problem: ChoiceProblem, *, time_limit: float | None = None, warm: Warm | None = None) -> Solution:
     """Exact search in a minimal core, for one limit and nothing else: the choice of least loss, proven, at any size.
 
     OPTIMAL, unless `time_limit` (seconds) or the room for states ends the search first: then LIMIT, with the best choice
     found, at least as good as that of `hull`. Without a time limit, the same problem always gets the same answer.
-    Raises ValueError when there are several resources, or rules.
+    `warm` is that of the same tables: the answer is the same, and sooner. Raises ValueError when there are several
+    resources, or rules.
     """
     started = time.perf_counter()
     check_plain(problem, "core")
     least = least_costs(problem)
     if least[0] > problem.limit[0]:
         return without_choice(problem, least, "core", started, ("the limit of resource 0",))
-    tables = scaled(problem)
-    relaxation = relax(tables)
+    tables = scaled(problem) if warm is None else warm.under(problem)
+    relaxation = relax(tables, None if warm is None else warm.steps)
     deadline = math.inf if time_limit is None else started + time_limit
     choice, complete = search(tables, relaxation, deadline)
-    multipliers = [relaxation.multiplier]
-    return answer(problem, choice, multipliers, "core", started, searched=complete, stopped=not complete, tables=tables)
+    return answer(
+        problem,
+        choice,
+        [relaxation.multiplier],
+        "core",
+        started,
+        searched=complete,
+        stopped=not complete,
+        tables=tables,
+        least=relaxation.least,
+    )
 
 
 def search(tables: ScaledTables, relaxation: Relaxation, deadline: float) -> tuple[Ints, bool]:
@@ -110,11 +139,20 @@ class _Core:
         """Options (n, m) that a choice losing less than `best` (relative to the base) may contain."""
         return self.allowed & (self.reduced <= best - 1 + self.room + SAFE * abs(best))
 
-    def order(self, alternatives: Bools) -> tuple[Ints, Floats, Floats]:
-        """The items with alternatives, nearest to the multiplier first, and two rates for each: over all items after it,
+    def tightened(self, best: int) -> _Core:
+        """Without the part of the slack that no choice losing less than `best` can use: what such a choice costs more than
+        the base is a multiple of what its alternatives cost more. Less slack leaves fewer alternatives, and so on."""
+        alternatives, slack = self.alternatives(best), self.slack
+        while slack and alternatives.any():
+            usable = slack - slack % _common_divisor(self.more[alternatives])
+            if usable == slack:
+                break
+            alternatives, slack = replace(self, room=self.room * (usable / self.slack)).alternatives(best), usable
+        return replace(self, slack=slack, room=self.room * (slack / self.slack) if self.slack else self.room)
 
-        `up`, the most loss that a unit of cost can save, and `down`, the least loss that saving a unit of cost can take.
-        """
+    def order(self, alternatives: Bools) -> tuple[Ints, Floats, Floats]:
+        """The items with alternatives, nearest to the multiplier first, and the slopes of each: `up`, the most loss that a
+        unit of cost can save there, and `down`, the least loss that saving a unit of cost can take."""
         items = np.flatnonzero(alternatives.any(axis=1))
         open_, more, lost = alternatives[items], self.more[items], self.lost[items]
         slope = np.divide(-lost, more, out=np.zeros(more.shape), where=open_ & (more != 0))
@@ -123,9 +161,7 @@ class _Core:
         # Turn and turn about: the item whose step up is nearest, the one whose step down is, the second of each, ...
         by_up, by_down = np.argsort(-up, kind="stable"), np.argsort(down, kind="stable")
         order = np.argsort(np.minimum(2 * np.argsort(by_up), 2 * np.argsort(by_down) + 1), kind="stable")
-        up_after = np.append(np.maximum.accumulate(up[order][::-1])[::-1], 0.0)[1:]
-        down_after = np.append(np.minimum.accumulate(down[order][::-1])[::-1], np.inf)[1:]
-        return items[order], up_after * (1 + SAFE), down_after * (1 - SAFE)
+        return items[order], up[order], down[order]
 
 
 def _common_divisor(numbers: Ints) -> int:
@@ -134,48 +170,116 @@ def _common_divisor(numbers: Ints) -> int:
     return divisor if not (numbers % divisor).any() else max(1, int(np.gcd.reduce(numbers)))
 
 
+@dataclass(frozen=True, eq=False)
+class _Moves:
+    """The alternatives in the order in which the search looks at them; all (k,).
+
+    Move p takes the item that stands at `place[p]` of the order to `option[p]`, which costs `more[p]` and loses `lost[p]`.
+    Of the items after it, `up[p]` is the most loss that a unit of cost can save, `down[p]` the least that saving one can take.
+    """
+
+    place: Ints
+    option: Ints
+    more: Ints
+    lost: Ints
+    up: Floats
+    down: Floats
+
+    @classmethod
+    def of(cls, core: _Core, alternatives: Bools, items: Ints, up: Floats, down: Floats) -> _Moves:
+        """All of `alternatives`, by the order of `items`, whose own slopes `up` and `down` are."""
+        place, option = np.nonzero(alternatives[items])
+        up_after = np.append(np.maximum.accumulate(up[::-1])[::-1], 0.0)[1:] * (1 + SAFE)
+        down_after = np.append(np.minimum.accumulate(down[::-1])[::-1], np.inf)[1:] * (1 - SAFE)
+        item = items[place]
+        return cls(place, option, core.more[item, option], core.lost[item, option], up_after[place], down_after[place])
+
+    def among(self, alternatives: Bools, items: Ints) -> _Moves:
+        """Those that are still alternatives."""
+        kept = alternatives[items[self.place], self.option]
+        return _Moves(*(getattr(self, name)[kept] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True, eq=False)
+class _States:
+    """Undominated states by rising `more` and falling `lost`; both (k,)."""
+
+    more: Ints
+    lost: Ints
+
+    def moved(self, more: Ints, lost: Ints) -> _States:
+        """Every state after each of some moves, (moves, k), in no order."""
+        return _States(np.add.outer(more, self.more), np.add.outer(lost, self.lost))
+
+    def promise(self, slack: int, up: Floats, down: Floats) -> Floats:
+        """The most that what is left may save at `up` a unit, or what is overdrawn must lose, at `down`, to be won back."""
+        left = slack - self.more
+        return np.asarray(np.where(left >= 0, up, down) * left)
+
+    def first_new(self, moves: _Moves, begin: int, slack: int, best: int) -> int:
+        """The first of `moves`, from number `begin` on, that leads from one of the states to a new one that is worth a look:
+        neither dominated by these nor too poor for its promise. The number of all moves when there is none."""
+        if len(self.more) > FIRST_CHUNK:
+            return begin  # so many lead somewhere
+        number, chunk = begin, FIRST_CHUNK
+        while number < len(moves.place):
+            part = slice(number, number + max(1, chunk // len(self.more)))
+            reached = self.moved(moves.more[part], moves.lost[part])
+            promise = reached.promise(slack, moves.up[part, None], moves.down[part, None])
+            move, state = (promise >= reached.lost - (best - 1)).nonzero()
+            if len(move):
+                below = self.more.searchsorted(reached.more[move, state], side="right") - 1
+                new = ((below < 0) | (reached.lost[move, state] < self.lost[below])).nonzero()[0]
+                if len(new):
+                    return number + int(move[new[0]])
+            number, chunk = part.stop, min(2 * chunk, LARGEST_CHUNK)
+        return len(moves.place)
+
+
 def _sweep(core: _Core, choice: Ints, width: int, deadline: float) -> tuple[Ints, bool]:
-    """Look at the core's items in order. Returns the best choice, `choice` if nothing loses less, and whether none can."""
+    """Look at the core's items in order. Returns the best choice, `choice` if nothing loses less, and whether none can.
+
+    An item is passed over when none of its moves leads to a new state worth a look."""
     best = int(core.lost[np.arange(len(choice)), choice].sum())
+    wide, core = core, core.tightened(best)
     alternatives = core.alternatives(best)
-    items, ups, downs = core.order(alternatives)
-    more = lost = np.zeros(1, dtype=np.int64)
-    left, credit = np.full(1, core.slack), np.zeros(1)
+    if not alternatives.any():
+        return choice, True
+    items, ups, downs = wide.order(wide.alternatives(best))
+    moves = _Moves.of(core, alternatives, items, ups, downs)
+    states, promise = _States(*np.zeros((2, 1), dtype=np.int64)), np.zeros(1)
     layers: list[Layer] = []
     found: tuple[int, int] | None = None  # (layers, state) of the best choice, once one beats `choice`
-    states, complete = 0, True
-    for item, up, down in zip(items.tolist(), ups.tolist(), downs.tolist(), strict=True):
-        others = np.flatnonzero(alternatives[item])
-        if not len(others):
-            continue
-        if time.perf_counter() >= deadline or states > STATES_LIMIT:
+    looked_at, number, complete = 0, 0, True
+    while (number := states.first_new(moves, number, core.slack, best)) < len(moves.place):
+        if time.perf_counter() >= deadline or looked_at > STATES_LIMIT:
             complete = False
             break
+        place, up, down = moves.place[number], moves.up[number], moves.down[number]
+        first, following = moves.place.searchsorted([place, place + 1])
+        item, others = int(items[place]), moves.option[first:following]
         options = np.append(core.base[item], others)
-        before = len(more)
+        before = len(states.more)
+        reached = states.moved(core.more[item, options], core.lost[item, options])
+        promise_before, promise = promise, reached.promise(core.slack, up, down)
+        useful = promise >= reached.lost - (best - 1)
         if before * len(options) > width:
             complete = False
             if best + core.room <= NOISE:
                 break
-            promising = np.lexsort((np.abs(left), lost - credit))[: max(1, width // len(options))]
-            kept = np.zeros(before, dtype=np.bool_)
-            kept[promising] = True
-        else:
-            kept = np.ones(before, dtype=np.bool_)
-        more = np.add.outer(core.more[item, options], more).ravel()
-        lost = np.add.outer(core.lost[item, options], lost).ravel()
-        left = core.slack - more
-        # What is left may save `up` a unit; what is overdrawn must be won back at `down` a unit.
-        credit = np.where(left >= 0, up, down) * left
-        origin = np.flatnonzero(np.tile(kept, len(options)) & (credit >= lost - (best - 1)))
-        origin = _undominated(origin, more, lost)
-        more, lost, left, credit = more[origin], lost[origin], left[origin], credit[origin]
+            by_promise = np.lexsort((np.abs(core.slack - states.more), states.lost - promise_before))
+            useful[:, by_promise[max(1, width // len(options)) :]] = False
+        more, lost = reached.more.ravel(), reached.lost.ravel()
+        origin = _undominated(useful.ravel().nonzero()[0], more, lost)
+        states, promise = _States(more[origin], lost[origin]), promise.ravel()[origin]
         layers.append(Layer(item, options, before, origin))
-        states += len(origin)
-        last = int(np.searchsorted(more, core.slack, side="right")) - 1
-        if last >= 0 and lost[last] < best:
-            best, found = int(lost[last]), (len(layers), last)
-            alternatives = core.alternatives(best)
+        looked_at += len(origin)
+        last = int(states.more.searchsorted(core.slack, side="right")) - 1
+        number = int(following)
+        if last >= 0 and states.lost[last] < best:
+            best, found = int(states.lost[last]), (len(layers), last)
+            moves = moves.among(core.alternatives(best), items)
+            number = int(moves.place.searchsorted(place, side="right"))
         if not len(origin):
             break
     return (choice if found is None else trace(layers[: found[0]], found[1], core.base)), complete

@@ -15,9 +15,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from .arrays import Ints
+from .arrays import Bools, Ints
 from .certificate import ScaledTables, answer, minimisers, scaled
-from .frontier import hull_steps
+from .frontier import HullSteps, hull_steps
 from .problem import ChoiceProblem, Solution, check_plain, least_costs, without_choice
 
 
@@ -26,11 +26,13 @@ class Relaxation:
     """The linear relaxation of a problem with one resource, solved exactly.
 
     `choice` (n,) keeps the limit, and each of its options minimises loss + multiplier * cost, exactly. The lower bound is
-    its loss less multiplier * (what it leaves of the limit); no other multiplier gives a greater one.
+    its loss less multiplier * (what it leaves of the limit); no other multiplier gives a greater one. `least` (n, m) marks
+    all options that minimise it.
     """
 
     choice: Ints
     multiplier: Fraction
+    least: Bools
 
 
 def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solution:
@@ -45,11 +47,12 @@ def solve(problem: ChoiceProblem, *, time_limit: float | None = None) -> Solutio
         return without_choice(problem, least, "hull", started, ("the limit of resource 0",))
     tables = scaled(problem)
     relaxation = relax(tables)
-    return answer(problem, fill(tables, relaxation.choice), [relaxation.multiplier], "hull", started, tables=tables)
+    choice = fill(tables, relaxation.choice)
+    return answer(problem, choice, [relaxation.multiplier], "hull", started, tables=tables, least=relaxation.least)
 
 
-def relax(tables: ScaledTables) -> Relaxation:
-    """Solve the linear relaxation of a feasible problem with one resource.
+def relax(tables: ScaledTables, steps: HullSteps | None = None) -> Relaxation:
+    """Solve the linear relaxation of a feasible problem with one resource; `steps` are those of the tables, if at hand.
 
     The multiplier is the slope of the hull step on which the budget lands: among the minimisers of loss + multiplier * cost,
     the cheapest keep the limit and the dearest reach it. The first guess has float64's rounding; where that matters (many
@@ -58,7 +61,7 @@ def relax(tables: ScaledTables) -> Relaxation:
     """
     cost, limit = tables.cost[0], int(tables.limit[0])
     rows = np.arange(len(cost))
-    steps = hull_steps(tables.loss, cost, tables.allowed)
+    steps = steps or hull_steps(tables.loss, cost, tables.allowed)
     taken = int(np.searchsorted(steps.cost.cumsum(), limit - cost[rows, steps.start].sum(), side="right"))
     all_fit = taken == len(steps.cost)
     multiplier = Fraction(0) if all_fit else Fraction(int(steps.saved[taken]), int(steps.cost[taken]))
@@ -75,7 +78,7 @@ def relax(tables: ScaledTables) -> Relaxation:
             below = int(cost[rows, dearest].sum()), int(tables.loss[rows, dearest].sum())
         else:
             vertex = steps.choice_after(taken)  # of several minimisers, those that use the limit best
-            return Relaxation(vertex if least[rows, vertex].all() else cheapest, multiplier)
+            return Relaxation(vertex if least[rows, vertex].all() else cheapest, multiplier, least)
         if below and above:
             multiplier = Fraction(below[1] - above[1], above[0] - below[0])
         else:

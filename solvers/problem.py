@@ -10,6 +10,7 @@ Nothing here has a unit of measure: an item may be a layer, an expert or a page 
 
 from __future__ import annotations
 
+import copy
 import enum
 import math
 import time
@@ -22,7 +23,7 @@ import numpy as np
 from .arrays import Bools, Floats, Ints
 from .rows import Rows
 from .rules import Rule
-from .validation import check_rules, checked_tables
+from .validation import check_rules, checked_limit, checked_tables
 
 Proof = Literal["multipliers", "search", "bound"]
 
@@ -74,6 +75,16 @@ class ChoiceProblem:
     def plain(self) -> bool:
         """Whether nothing but one limit constrains the choice: the multiple-choice knapsack of the textbooks."""
         return self.resources == 1 and not self.rules and not self.floor.any()
+
+    def within(self, limit: Ints) -> ChoiceProblem:
+        """The same problem under other limits (r,): the tables are shared, and nothing of them is checked again.
+
+        Raises ValueError when these are no limits for them."""
+        limit = checked_limit(limit, self.floor)
+        limit.setflags(write=False)
+        other = copy.copy(self)
+        object.__setattr__(other, "limit", limit)
+        return other
 
     @property
     def rows(self) -> Rows:

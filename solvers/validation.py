@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Bools
+from .arrays import Bools, Ints
 from .rules import Rule
 
 TOTAL_BITS = 60  # totals of losses and of costs stay below 2^60, so that 64-bit integers add them without overflow
@@ -22,8 +22,7 @@ def checked_tables(
     loss, cost, limit, allowed, floor = tables
     if loss.ndim != 2 or 0 in loss.shape:
         raise ValueError(f"loss must have the shape (items, options), at least one of each, not {loss.shape}")
-    if limit.ndim != 1 or 0 in limit.shape:
-        raise ValueError(f"limit must have the shape (resources,), at least one, not {limit.shape}")
+    _check_shape(limit)
     if cost.shape != (*limit.shape, *loss.shape):
         raise ValueError(f"cost must have the shape {(*limit.shape, *loss.shape)} (resources, items, options), not {cost.shape}")
     if allowed.shape != loss.shape or allowed.dtype != np.bool_:
@@ -33,8 +32,7 @@ def checked_tables(
     if floor.shape != limit.shape:
         raise ValueError(f"floor must have the shape {limit.shape} of limit, not {floor.shape}")
     for name, table in (("cost", cost), ("limit", limit), ("floor", floor)):
-        if not np.issubdtype(table.dtype, np.integer):
-            raise ValueError(f"{name} must be whole numbers (bytes, nanoseconds), not {table.dtype}{_fraction(name, table)}")
+        _check_whole(name, table)
     if not allowed.any(axis=1).all():
         raise ValueError(f"item {int(allowed.any(axis=1).argmin())} has no allowed option; allow one or leave the item out")
     loss = np.where(allowed, loss, 0.0).astype(np.float64)
@@ -49,13 +47,38 @@ def checked_tables(
         raise ValueError(f"the cost (resource {resource}) of {where}; add a constant to the item's costs and to the limit")
     if max(float(loss.max()), int(cost.max())) * len(loss) >= 2**TOTAL_BITS:
         raise ValueError("losses and costs must add up to less than 2**60; measure them in a larger unit")
+    _check_bounds(limit, floor)
+    whole = {"cost": cost.astype(np.int64), "limit": limit.astype(np.int64), "floor": floor.astype(np.int64)}
+    return {"loss": loss, "allowed": allowed.copy(), **whole}
+
+
+def checked_limit(limit: npt.ArrayLike, floor: Ints) -> Ints:
+    """A copy of other limits for tables that were checked with this floor. Raises ValueError when they are none."""
+    limit = np.asarray(limit)
+    _check_shape(limit)
+    if limit.shape != floor.shape:
+        raise ValueError(f"limit must have the shape {floor.shape} of what it replaces, not {limit.shape}")
+    _check_whole("limit", limit)
+    _check_bounds(limit, floor)
+    return limit.astype(np.int64)
+
+
+def _check_shape(limit: npt.NDArray[Any]) -> None:
+    if limit.ndim != 1 or 0 in limit.shape:
+        raise ValueError(f"limit must have the shape (resources,), at least one, not {limit.shape}")
+
+
+def _check_whole(name: str, table: npt.NDArray[Any]) -> None:
+    if not np.issubdtype(table.dtype, np.integer):
+        raise ValueError(f"{name} must be whole numbers (bytes, nanoseconds), not {table.dtype}{_fraction(name, table)}")
+
+
+def _check_bounds(limit: npt.NDArray[Any], floor: npt.NDArray[Any]) -> None:
     if max(np.abs(table.astype(object)).max() for table in (limit, floor)) >= 2**62:
         raise ValueError("limit and floor must stay below 2**62; a limit beyond every cost can be stated as the largest total")
     if np.any((floor > limit) & (floor > 0)):
         resource = int(((floor > limit) & (floor > 0)).argmax())
         raise ValueError(f"resource {resource} must cost at least {floor[resource]} and at most {limit[resource]}: no choice can")
-    whole = {"cost": cost.astype(np.int64), "limit": limit.astype(np.int64), "floor": floor.astype(np.int64)}
-    return {"loss": loss, "allowed": allowed.copy(), **whole}
 
 
 def check_rules(rules: Sequence[Rule], allowed: Bools) -> None:

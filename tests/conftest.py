@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,14 +71,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA device on this machine"))
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database that holds nothing yet; every test that takes it runs on each kind."""
+    import postgres
+
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'bitplan.db'}"
+    else:
+        with postgres.fresh_database() as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def store_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store with nothing in it, to be copied."""
+    from bitplan.api.store import Store
+
+    path = tmp_path_factory.mktemp("store") / "bitplan.db"
+    Store.open(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path, store_file: Path) -> Iterator[str]:
+    """A store with nothing in it, of each kind."""
+    import postgres
+
+    if request.param == "sqlite":
+        yield f"sqlite:///{shutil.copy(store_file, tmp_path / 'bitplan.db')}"
+    else:
+        with postgres.fresh_database(postgres.store_template()) as url:
+            yield url
+
+
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_file: Path) -> Settings:
     """Of a service whose models need no measuring."""
     import fakes
     from bitplan.api.settings import Settings
 
     fakes.install(monkeypatch)
-    return Settings.from_environment(tmp_path / "home")
+    settings = Settings.from_environment(tmp_path / "home")
+    shutil.copy(store_file, settings.home / "bitplan.db")
+    return settings
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ in another process sees them as it would see real ones. Losses are deterministic
 from __future__ import annotations
 
 import hashlib
-import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from bitplan.allocator import Plan, PlanRequest, ProfileRequest
 from bitplan.allocator.errors import ModelError
 from bitplan.allocator.solve import needs_profile
 from bitplan.kernels.formats import FORMATS
+from bitplan.sensitivity.journal import journal
 from bitplan.sensitivity.report import SensitivityReport
 from bitplan.sensitivity.units import Fixed, Inventory, Matrix, Unit
 
@@ -117,11 +118,27 @@ def evidence(of: Plan, passed: bool = True) -> dict[str, Any]:
 
 def install(monkeypatch: pytest.MonkeyPatch | None = None) -> None:
     """Put these functions in the allocator's place; without a monkeypatch for good, in a process that is the fake's own."""
-    for function in (known_inventory, inspect_model, known_profile, profile_model, allocate, verify, execute):
+    for function in (
+        source_key,
+        known_inventory,
+        inspect_model,
+        known_profile,
+        open_profile,
+        profile_model,
+        allocate,
+        verify,
+        execute,
+    ):
         if monkeypatch is None:
             setattr(allocator, function.__name__, function)
         else:
             monkeypatch.setattr(allocator, function.__name__, function)
+
+
+def source_key(model: str, found_whole: str | None = None) -> str | None:
+    if model == "broken":
+        raise ModelError("model 'broken' is truncated; fetch it again")
+    return "key"
 
 
 def known_inventory(model: str, home: Path | str | None) -> Inventory | None:
@@ -148,6 +165,46 @@ def profile_model(request: ProfileRequest, *, home: Path | str | None = None, pr
         _tell(progress, "estimate", 5)
         _mark(home, "profiled", report(request).id).touch()
     return report(request)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of `profile_work`, which loads torch."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+    chained: bool = True
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
+class Work:
+    """A ProfileWork of five pieces, each a file."""
+
+    hollow = None
+    pieces = tuple(Piece(f"piece {number}") for number in range(5))
+    tables = ()
+
+    def __init__(self, request: ProfileRequest, home: Path | str | None) -> None:
+        self.request, self.home = request, home
+        self.inventory, self.identity = inventory(request.model), report(request).id
+
+    def run(self, name: str, progress: Any) -> None:
+        mark = _mark(self.home, "pieces", f"{self.identity} {name}")
+        if not mark.exists():
+            _tell(progress, "render", 5)
+            mark.touch()
+            journal(f"{self.identity} {name}")
+
+    def report(self, progress: Any) -> SensitivityReport:
+        _tell(progress, "estimate", 5)
+        _mark(self.home, "profiled", self.identity).touch()
+        return report(self.request)
+
+
+def open_profile(request: ProfileRequest, *, home: Path | str | None = None, progress: Any = None) -> SensitivityReport | Work:
+    inspect_model(request.model, home=home, progress=progress)
+    return known_profile(request, home) or Work(request, home)
 
 
 def allocate(model: str, budget: str, *, home: Path | str | None = None, progress: Any = None, **settings: Any) -> Plan:
@@ -192,7 +249,8 @@ def _loss(unit: Unit, format_name: str) -> float:
 def _mark(home: Path | str | None, what: str, name: str) -> Path:
     folder = allocator.home_folder(home) / "fake" / what
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / name.replace("/", "_")
+    short = name if len(name) < 100 else hashlib.sha256(name.encode()).hexdigest()
+    return folder / short.replace("/", "_")
 
 
 def _tell(progress: Any, stage: str, total: int) -> None:
@@ -202,10 +260,8 @@ def _tell(progress: Any, stage: str, total: int) -> None:
 
 
 def do_oldest_job(store: Store, settings: Settings) -> JobView:
-    """Do the oldest job of a service's store, here and now."""
-    from bitplan.api.jobs.worker import do_job
+    """Do the oldest job of a service's store, here and now, without the engine."""
+    from at_once import do_job
 
-    job = store.jobs.claim()
-    assert job is not None
-    do_job(job, store, settings.home, threading.Event())
-    return store.jobs.get(job.id)
+    job = store.jobs.active("queued")[0]
+    return do_job(job, store, settings.home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -12,13 +13,15 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text, update
 
 import fakes
 from bitplan.allocator import Plan, ProfileRequest
+from bitplan.api.jobs.presence import Presence
 from bitplan.api.settings import Settings
 from bitplan.api.store import Store
 from bitplan.api.store.replies import ANSWER_SECONDS
-from bitplan.api.store.tables import ReplyRow, timestamp
+from bitplan.api.store.tables import JobRow, ReplyRow, timestamp
 from fakes import do_oldest_job
 
 PLAN = {"model": "tiny", "budget": "25%"}
@@ -114,7 +117,8 @@ class TestPlans:
             (text.parent / ".." / "secret.txt", 422),
             (text.parent / "link.txt", 422),
         ):
-            assert http.post("/v1/plans", json={**PLAN, "calibration": str(path)}).status_code == status
+            asked = {**PLAN, "model": "someone/tiny", "calibration": str(path)}
+            assert http.post("/v1/plans", json=asked).status_code == status
 
     def test_a_plan_is_found_by_prefix_and_cached_by_its_tag(self, http: TestClient, measured: str) -> None:
         plan = http.post("/v1/plans", json=PLAN).json()
@@ -181,12 +185,6 @@ class TestPlans:
         problem = http.get(f"/v1/plans/{a}/diff/{b}").json()
         assert (problem["status"], problem["type"]) == (409, "/problems/plan-mismatch")
 
-    def test_exports_say_that_they_are_not_there(self, http: TestClient, measured: str) -> None:
-        plan = http.post("/v1/plans", json=PLAN).json()
-        problem = http.post(f"/v1/plans/{plan['id']}/exports", json={"to": "gguf"}).json()
-        assert (problem["status"], problem["type"]) == (501, "/problems/not-available")
-        assert "not available in this version" in problem["detail"]
-
 
 class TestIdempotency:
     def test_the_same_key_and_body_get_the_first_reply(self, http: TestClient, measured: str) -> None:
@@ -226,13 +224,13 @@ class TestIdempotency:
     ) -> None:
         http.post("/v1/plans", json=PLAN, headers={"Idempotency-Key": "k"})
         with store.database.write() as session:
-            row = session.get(ReplyRow, ("k", "plans"))
+            row = session.get(ReplyRow, ("k", "plans", "local"))
             assert row is not None
             row.status = None
         waiting = http.post("/v1/plans", json=PLAN, headers={"Idempotency-Key": "k"})
         assert (waiting.status_code, waiting.json()["type"]) == (409, "/problems/idempotency-in-flight")
         with store.database.write() as session:
-            row = session.get(ReplyRow, ("k", "plans"))
+            row = session.get(ReplyRow, ("k", "plans", "local"))
             assert row is not None
             row.created_at = timestamp(ANSWER_SECONDS + 1)
         assert http.post("/v1/plans", json=PLAN, headers={"Idempotency-Key": "k"}).status_code == 200
@@ -351,14 +349,79 @@ class TestHealth:
         assert http.get("/healthz").json() == {"status": "ok"}
         assert http.get("/readyz").status_code == 503
         assert http.get("/readyz").json()["type"] == "/problems/not-ready"
-        store.beat()
+        presence = Presence(store)
+        presence.beat()
         assert http.get("/readyz").json() == {"status": "ready"}
+        store.workers.beat(presence.view.model_copy(update={"version": "0.0.1"}))
+        sentence = http.get("/readyz").json()["failures"]["workers"]
+        assert sentence.startswith("all workers are of another version (0.0.1, not ")
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        store.workers.beat(presence.view.model_copy(update={"pid": gone.pid}))
+        assert "no worker is alive" in http.get("/readyz").json()["failures"]["workers"]
 
-    def test_numbers_for_monitoring(self, http: TestClient, store: Store) -> None:
-        http.post("/v1/plans", json=PLAN)
-        text = http.get("/metrics").text
-        assert 'bitplan_jobs{kind="plan",status="queued"} 1\n' in text
-        assert "bitplan_worker_up 0\n" in text
+    def test_a_schema_that_another_version_changed_is_told(self, http: TestClient, store: Store) -> None:
+        with store.database.write() as session:
+            session.execute(text("UPDATE marks SET value = '99' WHERE name = 'schema'"))
+        assert "another version of bitplan has changed the store" in http.get("/readyz").json()["failures"]["schema"]
+
+    def test_the_version_is_told(self, http: TestClient) -> None:
+        assert http.get("/version").json()["bitplan"] == importlib.metadata.version("bitplan")
+
+    def test_numbers_for_monitoring(self, http: TestClient, store: Store, measured: str) -> None:
+        Presence(store).beat()
+        assert http.post("/v1/plans", json=PLAN).status_code == 201
+        job = http.post("/v1/plans", json={**PLAN, "model": "experts"}).json()
+        numbers = numbers_of(http)
+        assert numbers['jobs_queued{kind="plan"}'] == 1
+        assert numbers['jobs_open{kind="plan",status="queued"}'] == 1
+        assert numbers["plan_solve_seconds_count"] == 1
+        assert numbers["solver_gap_ratio_count"] == 1
+        assert numbers["store_up"] == 1
+        assert numbers['worker_heartbeat_age_seconds{place="0"}'] < 30
+        store.jobs.cancel(job["id"])
+        http.get(f"/v1/jobs/{job['id']}")
+        http.get("/v1/plans/none-of-that-id")
+        numbers = numbers_of(http)
+        assert numbers['jobs_total{kind="plan",status="canceled"}'] == 1
+        assert numbers[DURATION % ("POST", "/v1/plans", 201)] == 1
+        assert numbers[DURATION % ("GET", "/v1/plans/{plan_id}", 404)] == 1
+        assert not any(job["id"] in name for name in numbers)
+
+    def test_waits_and_durations_are_those_of_the_jobs(self, http: TestClient, store: Store) -> None:
+        for finished in ("2026-01-01T00:00:30.000Z", None):
+            job = store.jobs.submit("inspect", {"model": str(finished)}, "local", None)
+            with store.database.write() as session:
+                times = {
+                    "created_at": "2026-01-01T00:00:00.000Z",
+                    "started_at": "2026-01-01T00:00:10.000Z",
+                    "finished_at": finished,
+                }
+                session.execute(update(JobRow).where(JobRow.id == job.id).values(**times))
+        numbers = numbers_of(http)
+        assert numbers['job_queue_wait_seconds_sum{kind="inspect"}'] == 20
+        assert numbers['job_queue_wait_seconds_count{kind="inspect"}'] == 2
+        assert numbers['job_duration_seconds_sum{kind="inspect"}'] == 20
+        assert numbers['job_duration_seconds_count{kind="inspect"}'] == 1
+
+    def test_what_nobody_foresaw_is_logged_and_answered(
+        self, http: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(store.workers, "list", lambda: 1 / 0)
+        answer = http.get("/v1/workers")
+        assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal-error")
+        assert len(answer.headers["x-request-id"]) == 32
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "ZeroDivisionError" in caplog.text
+
+
+DURATION = 'http_server_request_duration_seconds_count{method="%s",route="%s",status="%s"}'
+
+
+def numbers_of(http: TestClient) -> dict[str, float]:
+    """What /metrics says, by name and labels."""
+    lines = [line for line in http.get("/metrics").text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
 def test_the_service_never_loads_torch(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_bits_a_weight_count_the_units_that_may_be_touched() -> None:
     assert Budget.parse("16bpw").limit_bytes(INVENTORY) == INVENTORY.native_bytes
     assert Budget.parse("3.25bpw").limit_bytes(INVENTORY) == INVENTORY.fixed_bytes + INVENTORY.unit_parameters * 13 // 32
     pinned = INVENTORY.units[0]
-    limit = Budget.parse("4bpw").limit_bytes(INVENTORY, frozenset({pinned.name}), 1000)
+    limit = Budget.parse("4bpw").limit_bytes(INVENTORY, pinned.parameters, 1000)
     assert limit == INVENTORY.fixed_bytes + 1000 + (INVENTORY.unit_parameters - pinned.parameters) // 2
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
-import signal
+import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,37 +16,17 @@ import pytest
 
 import fakes
 from bitplan import allocator
-from bitplan.allocator import Plan, ProfileRequest
-from bitplan.api.cli import main
+from bitplan.allocator import Plan, ProfileRequest, home_folder
 from bitplan.api.schema import PlanSummary
-
-
-@dataclass(frozen=True)
-class Done:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Done]
+from commands import Run, runner
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, store_file: Path) -> Run:
     fakes.install(monkeypatch)
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Done:
-        capsys.readouterr()
-        status = main(arguments)
-        said = capsys.readouterr()
-        return Done(status, said.out, said.err)
-
-    return run
+    shutil.copy(store_file, home_folder() / "bitplan.db")
+    return runner(capsys)
 
 
 @pytest.fixture
@@ -322,29 +298,3 @@ sys.exit(status or (f"loaded {heavy}" if heavy else 0))
         assert done.returncode == 0, done.stderr
         for command in ("inspect", "profile", "plan", "frontier", "execute", "verify", "list", "show", "diff", "serve"):
             assert re.search(rf"^\s+{command}\s", done.stdout, flags=re.MULTILINE)
-
-    def test_serve_answers_works_and_ends_with_its_worker(self, tmp_path: Path) -> None:
-        """The whole service as a person starts it: an address on standard output, a ready worker, a clean end on Ctrl-C."""
-        script = "from bitplan.api.cli import main; raise SystemExit(main(['serve', '--port', '0', '--json']))"
-        service = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        try:
-            assert service.stdout is not None
-            first = "".join(iter(service.stdout.readline, "}\n")) + "}"
-            url = json.loads(first)["url"]
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
-                        assert json.load(answer) == {"status": "ready"}
-                        break
-                except OSError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.1)
-            with urllib.request.urlopen(url, timeout=5) as page:
-                assert b"Stored plans" in page.read()
-        finally:
-            service.send_signal(signal.SIGINT)
-            out, err = service.communicate(timeout=20)
-        assert service.returncode == 0, err
-        assert out == ""
-        assert "Traceback" not in err

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitplan.solvers import ChoiceProblem, Status, brute_force, core, count, hull, scaled
+from bitplan.solvers import ChoiceProblem, Status, best, brute_force, core, count, hull, scaled
 from problems import FAMILIES, make, random_problem, worked
 
 
@@ -100,6 +100,37 @@ def test_costs_with_a_common_divisor() -> None:
     problem = random_problem("whole", 3, 8, 4)
     stretched = make(problem.loss, problem.cost * 2**30, int(problem.limit[0]) * 2**30 + 12345, allowed=problem.allowed)
     assert core.solve(stretched).loss == brute_force(problem).loss
+
+
+def test_a_divisor_that_only_a_useless_option_breaks() -> None:
+    """Costs of 65 a step, and one option so dear that no better choice holds it: slack below a step is not searched for."""
+    rng = np.random.default_rng(7)
+    steps = np.tile(np.arange(2, 7), (50, 1))
+    loss = np.hstack([rng.lognormal(0, 1, (50, 1)) * 4.0**-steps, np.zeros((50, 1))])
+    cost = np.hstack([65 * steps, np.full((50, 1), 1041)])
+    for limit in range(65 * 150, 65 * 151, 9):
+        problem = make(loss, cost, limit)
+        solution = core.solve(problem)
+        assert solution.status is Status.OPTIMAL
+        assert scaled_loss(problem, solution.choice) == least_by_table(problem)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_kept_warm_changes_no_answer(family: str) -> None:
+    """Every limit on the same tables: choice, certificate and proof as from the cold."""
+    problem = random_problem(family, 5, 40, 5)
+    warm = core.Warm.up(problem)
+    least = int(np.where(problem.allowed, problem.cost[0], problem.cost.max()).min(axis=1).sum())
+    most = int(np.where(problem.allowed, problem.cost[0], 0).max(axis=1).sum())
+    for limit in np.linspace(least - 1, most, 9).astype(int).tolist():
+        other = problem.within(np.array([limit]))
+        cold = core.solve(make(problem.loss, problem.cost[0], limit, allowed=problem.allowed))
+        for solution in (core.solve(other, warm=warm), best.solve(other, warm=warm)):
+            assert (solution.status, solution.proof, solution.loss) == (cold.status, cold.proof, cold.loss)
+            assert solution.certificate == cold.certificate
+            assert (solution.choice is None) == (cold.choice is None) == (limit < least)
+            if cold.choice is not None and solution.choice is not None:
+                assert solution.choice.tolist() == cold.choice.tolist()
 
 
 @pytest.mark.parametrize("widths", [(1, 1), (4, 9), (30, 2**21)])

@@ -18,6 +18,9 @@ TREE = {
     "PlanMismatch": "BitplanError",
     "VerificationFailed": "BitplanError",
     "NotFound": "BitplanError",
+    "Forbidden": "BitplanError",
+    "StoreUnavailable": "BitplanError",
+    "DiskFull": "BitplanError",
     "Interrupted": "BitplanError",
 }
 

@@ -13,7 +13,7 @@ import models
 from bitplan.allocator import ModelError, Plan, PlanMismatch, UnknownName, UsageError, allocate, execute
 from bitplan.allocator.executed import quantized_copy
 from bitplan.allocator.execution import executed_module, prepare_plan
-from bitplan.allocator.profile import Prepared
+from bitplan.allocator.prepared import Prepared
 from bitplan.kernels.packing import PackedWeight
 from bitplan.kernels.reference import dequantize
 from bitplan.sensitivity.inventory import take_inventory

@@ -121,7 +121,7 @@ def expected(name: str) -> np.ndarray[Any, Any]:
 
 
 def test_steps_are_done_once_however_often_they_are_opened(tmp_path: Path) -> None:
-    work, path = Work(), tmp_path / "partial" / "steps.jsonl"
+    work, path = Work(), tmp_path / "partial" / "steps"
     steps = StoredSteps(path)
     for name in ("a", "b", "a"):
         np.testing.assert_array_equal(work.run(steps, name), expected(name))
@@ -135,42 +135,64 @@ def test_steps_are_done_once_however_often_they_are_opened(tmp_path: Path) -> No
 
 
 def test_a_step_that_fails_is_not_kept(tmp_path: Path) -> None:
-    steps = StoredSteps(tmp_path / "steps.jsonl")
+    steps = StoredSteps(tmp_path / "steps")
 
     def fail() -> np.ndarray[Any, Any]:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         steps("a", fail)
-    np.testing.assert_array_equal(Work().run(StoredSteps(tmp_path / "steps.jsonl"), "a"), expected("a"))
+    np.testing.assert_array_equal(Work().run(StoredSteps(tmp_path / "steps"), "a"), expected("a"))
 
 
-def test_steps_survive_a_line_that_was_cut_anywhere(tmp_path: Path) -> None:
+def test_steps_survive_a_file_that_was_cut_anywhere(tmp_path: Path) -> None:
     """The kill may fall between any two bytes. What was written whole is never done again, then or after a second kill."""
-    path = tmp_path / "steps.jsonl"
-    for name in ("a", "b"):
-        Work().run(StoredSteps(path), name)
-    whole = path.read_bytes()
-    first = whole.index(b"\n") + 1
-    for cut in range(first, len(whole)):
-        path.write_bytes(whole[:cut])
+    path = tmp_path / "steps"
+    Work().run(StoredSteps(path), "a")
+    [first] = path.iterdir()
+    Work().run(StoredSteps(path), "b")
+    [second] = set(path.iterdir()) - {first}
+    whole = second.read_bytes()
+    for cut in range(len(whole)):
+        for file in set(path.iterdir()) - {first}:
+            file.unlink()
+        second.write_bytes(whole[:cut])
         work = Work()
         for name in ("a", "b", "c"):
             np.testing.assert_array_equal(work.run(StoredSteps(path), name), expected(name))
         assert work.done == ["b", "c"]
-        assert set(StoredSteps(path).done) == {"a", "b", "c"}
+
+
+def test_steps_of_several_processes_are_found_by_all(tmp_path: Path) -> None:
+    """Both were opened before either had done anything."""
+    one, other, work = StoredSteps(tmp_path / "steps"), StoredSteps(tmp_path / "steps"), Work()
+    for steps, name in ((one, "a"), (other, "b"), (other, "a"), (one, "b")):
+        np.testing.assert_array_equal(work.run(steps, name), expected(name))
+    assert work.done == ["a", "b"]
+
+
+def test_finished_steps_are_noted_in_a_journal_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPLAN_JOURNAL", str(tmp_path / "journal"))
+    for name in ("a", "b", "a"):
+        Work().run(StoredSteps(tmp_path / "steps"), name)
+    lines = [line.split("\t") for line in (tmp_path / "journal").read_text().splitlines()]
+    assert [(name, int(pid)) for name, _, pid in lines] == [("steps a", os.getpid()), ("steps b", os.getpid())]
 
 
 def test_a_full_disk_stops_the_steps_with_a_sentence_and_keeps_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, work = tmp_path / "steps.jsonl", Work()
+    path, work = tmp_path / "steps", Work()
     steps = StoredSteps(path)
     work.run(steps, "a")
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", lambda path, mode: io.TextIOWrapper(FullFile(path, mode), write_through=True))
+        patched.setattr(os, "fsync", _refuse)
         with pytest.raises(BitplanError, match="free some space"):
             work.run(steps, "b")
     for name in ("a", "b"):
         np.testing.assert_array_equal(work.run(StoredSteps(path), name), expected(name))
     assert work.done == ["a", "b", "b"]
+
+
+def _refuse(*arguments: object) -> None:
+    raise FULL

@@ -136,3 +136,16 @@ def test_an_answer_without_a_choice_is_infeasible_or_not_found() -> None:
 
 def test_a_status_is_a_sentence() -> None:
     assert all(len(status.value.split()) > 5 for status in Status)
+
+
+def test_other_limits_share_the_tables_and_are_checked() -> None:
+    problem = worked(12)
+    other = problem.within(np.array([9]))
+    assert other.loss is problem.loss
+    assert other.cost is problem.cost
+    assert (other.limit.tolist(), problem.limit.tolist()) == ([9], [12])
+    assert not other.limit.flags.writeable
+    assert brute_force(other).loss == brute_force(worked(9)).loss
+    for limit, message in (([1, 2], "of what it replaces"), ([1.5], "whole numbers"), ([2**62], "below")):
+        with pytest.raises(ValueError, match=message):
+            problem.within(np.array(limit))

@@ -11,13 +11,22 @@ from typing import Any
 import pytest
 
 import fakes
-from bitplan.allocator import Plan
+from bitplan.allocator import Plan, ProfileRequest
+from bitplan.api.cells import unit_facts
 from bitplan.api.curve import curve
-from bitplan.api.figures import bits_class, map_figures
-from bitplan.api.layout import bit_map, place
-from bitplan.api.report import report_html, style_hash, svg_style
-from bitplan.api.scatter import Point, measured_points, uniform_points
+from bitplan.api.layout import bit_map, bits_class, place
+from bitplan.api.report import report_html
+from bitplan.api.scatter import Point, drawn_line, measured_points, uniform_points
+from bitplan.api.templates import render, svg_style
 from bitplan.api.wording import certificate_sentences, number, price_per_mib, size
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -118,18 +127,18 @@ class TestPage:
         text = " ".join(read(report_html(untouched, None)).text)
         assert untouched.notes[0] in text
 
+    def test_a_svg_of_its_own_has_its_colours_filled_in(self) -> None:
+        assert "var(" not in svg_style()
+        assert ".hull { fill: none; stroke: #" in svg_style()
+
+    def test_the_frontiers_page_is_one_file_too(self, plan: Plan) -> None:
+        page = render("frontier.html", plan=plan, curve="", points=plan.frontier())
+        assert not {"script", "link", "img"} & {tag for tag, _ in read(page).tags}
+
     def test_provenance_is_complete(self, plan: Plan) -> None:
         text = " ".join(read(report_html(plan, None)).text)
         for value in (plan.id, plan.model.fingerprint, plan.provenance.profile_id, plan.provenance.created_at):
             assert str(value) in text
-
-    def test_the_policys_hash_is_that_of_the_style(self, plan: Plan) -> None:
-        import base64
-        import hashlib
-
-        style = re.search("<style>(.*?)</style>", report_html(plan, None), flags=re.DOTALL)
-        assert style is not None
-        assert base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode() == style_hash()
 
 
 class TestMap:
@@ -151,33 +160,69 @@ class TestMap:
     @pytest.mark.parametrize("model", ["tiny", "experts"])
     def test_every_unit_has_one_cell_with_its_bits(self, model: str) -> None:
         plan = fakes.plan(model=model)
-        titles: dict[str, str] = {}
-        for figure in map_figures(bit_map(plan)):
-            root = ElementTree.fromstring(figure)
-            assert root.find(f"{SVG}title") is not None
-            assert root.find(f"{SVG}desc") is not None
-            for group in root.iter(f"{SVG}g"):
-                title, label, box = group.find(f"{SVG}title"), group.find(f"{SVG}text"), group.find(f"{SVG}rect")
-                assert title is not None
-                assert title.text is not None
-                assert label is not None
-                assert box is not None
-                unit, _, format_name = title.text.partition(": ")
-                if unit in plan.assignment:
-                    titles[unit] = format_name
-                    bits = {"bf16": "16"}.get(format_name, format_name.partition("-")[0].removeprefix("int"))
-                    assert label.text == bits
-                    assert box.get("class") == f"b{bits}"
-        assert titles == plan.assignment
+        cells = re.findall(
+            r'<span class="cell (b\d+)[^"]*" title="([^:]*): ([^,]*), [^"]*">(\d+)</span>', report_html(plan, None)
+        )
+        assert {unit: name for _, unit, name, _ in cells} == plan.assignment
+        for style, _, name, printed in cells:
+            bits = {"bf16": "16"}.get(name, name.partition("-")[0].removeprefix("int"))
+            assert (style, printed) == (f"b{bits}", bits)
+
+    def test_a_cell_says_what_its_unit_loses_and_would_save(self, plan: Plan) -> None:
+        unit, fact = next((unit, fact) for unit, fact in unit_facts(plan).items() if fact.step is not None)
+        title = next(text for text in re.findall(r'title="([^"]*)"', report_html(plan, None)) if text.startswith(f"{unit}: "))
+        assert fact.step is not None
+        for value in (fact.format, number(fact.loss), size(fact.bytes), fact.step.format, number(fact.step.saved)):
+            assert value in title
 
     def test_experts_share_a_cell(self) -> None:
         (stack,) = bit_map(fakes.plan(model="experts")).stacks
         assert [cell.expert for cell in stack.cells[(0, "mlp.experts")]] == [0, 1, 2, 3]
         assert stack.layers == (0, 1, 2, 3)
 
-    def test_colours_exist_for_every_number_of_bits(self) -> None:
+    def test_colours_are_ordered_by_lightness_and_carry_their_text(self) -> None:
+        """Colour blindness leaves lightness, so the order of bits is one of lightness; the bits stay readable on all."""
+        style = report_html(fakes.plan(), None).partition("<style>")[2].partition("</style>")[0]
+        light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", half)) for half in style.split("@media", 2)[:2])
+        steps = [bits_class(bits) for bits in (*range(1, 9), 16)]
+        for scheme, dark_from, rising in ((light, 6, False), (dark, 4, True)):
+            levels = [luminance(scheme[step]) for step in steps]
+            assert levels == sorted(levels, reverse=not rising)
+            for step, level in zip(steps, levels, strict=True):
+                text = luminance(scheme["t-high" if int(step[1:]) >= dark_from else "t-low"])
+                assert (max(level, text) + 0.05) / (min(level, text) + 0.05) >= 4.5, (step, scheme[step])
+            for text_name in ("ink", "soft", "accent", "good", "bad"):
+                for ground in ("paper", "panel", "wash"):
+                    pair = sorted((luminance(scheme[text_name]), luminance(scheme[ground])))
+                    assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (text_name, ground)
+
+    def test_every_number_of_bits_has_a_colour(self) -> None:
+        style = report_html(fakes.plan(), None)
         for bits in (*range(1, 9), 12, 16, 32):
-            assert f".{bits_class(bits)} {{" in svg_style()
+            assert f".{bits_class(bits)} {{" in style
+
+    def test_error_bars_of_units_add_up_to_the_plans(self, plan: Plan) -> None:
+        profile = fakes.report(ProfileRequest("tiny"))
+        facts = unit_facts(plan, profile)
+        assert sum(fact.stderr or 0.0 for fact in facts.values()) == pytest.approx(plan.predicted.stderr)
+        assert sum(fact.loss for fact in facts.values()) == pytest.approx(plan.predicted.loss)
+        assert sum(fact.bytes for fact in facts.values()) == plan.predicted.bytes.total - plan.predicted.bytes.fixed
+        assert all(fact.stderr is None for fact in unit_facts(plan).values())
+
+    def test_tied_units_tell_of_their_whole_choice(self) -> None:
+        plan = fakes.plan("50%", target="vllm")
+        facts, certificate = unit_facts(plan), plan.certificate
+        item = next(index for index, units in enumerate(certificate.items) if len(units) > 1)
+        for unit in certificate.items[item]:
+            assert facts[unit].tied == len(certificate.items[item])
+            assert facts[unit].bytes == certificate.cost[item][certificate.choice[item]]
+
+    def test_no_step_of_a_plan_that_multipliers_prove_saves_more_than_its_price(self) -> None:
+        for share in range(18, 60, 3):
+            plan = fakes.plan(f"{share}%")
+            steps = [fact.step.per_mib for fact in unit_facts(plan).values() if fact.step is not None]
+            if plan.certificate.proof == "multipliers":
+                assert max(steps) <= price_per_mib(plan) * (1 + 1e-9)
 
 
 class TestCurve:
@@ -197,6 +242,18 @@ class TestCurve:
         circles = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in ElementTree.fromstring(figure).iter(f"{SVG}circle")]
         assert sorted(circles) == sorted(circles, key=lambda place: place[1])
         assert len(circles) == 2
+
+    def test_a_line_passes_through_its_vertices_and_is_straight_between_them(self) -> None:
+        vertices = [(100.0, 9.0), (200.0, 4.0), (1000.0, 0.0)]
+        line = drawn_line(vertices)
+        assert set(vertices) <= set(line)
+        for count, loss in line:
+            exact = 9 - (count - 100) * 0.05 if count <= 200 else 4 - (count - 200) * 0.005
+            assert loss == pytest.approx(exact, abs=1e-9)
+        many = [(float(count), 1.0 / count) for count in range(1, 5000)]
+        assert len(drawn_line(many)) < 300
+        assert drawn_line(many)[0] == many[0]
+        assert drawn_line(many)[-1] == many[-1]
 
     def test_nothing_to_draw_is_nothing(self) -> None:
         assert curve([(10, 0.0)], [], "nats") == ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bitplan.allocator import ModelError, source
+from bitplan.allocator import ModelError, ProfileRequest, UsageError, source
 from bitplan.allocator.source import ALIASES, Alias, resolve, resolve_here
 
 
@@ -67,11 +67,29 @@ def test_an_alias_finds_the_model_in_the_package(model: Path, monkeypatch: pytes
     refused("alias", "holds no .*; run: pip install package")
 
 
-@pytest.mark.parametrize(
-    "name", ["no-such-model", "/no/such/folder", "./missing", "~/missing", "a/b/c", "a//b", "a/", "\0", "smollm2-135m\n"]
-)
+@pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "./missing", "~/missing", "a/b/c", "a//b", "a/"])
 def test_an_unknown_model_lists_what_a_model_can_be(name: str) -> None:
     refused(name, "no such folder or .gguf file, no alias .*smollm2-135m.*, no hub name like 'owner/model'")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("\0", "contains characters that no name or path has"),
+        ("smollm2-135m\n", "contains characters that no name or path has"),
+        ("\ud800", "contains characters that no name or path has"),
+        ("m" * 10**6, "has 1000000 characters"),
+        ("http://host/model", "is an address and nothing is fetched from there"),
+        ("file:///etc", "is an address"),
+        ("FILE:/etc", "is an address"),
+        ("s3://bucket/model", "is an address"),
+        ("\\\\host\\share", "is an address"),
+    ],
+)
+def test_what_cannot_be_a_name(name: str, sentence: str) -> None:
+    refused(name, sentence)
+    with pytest.raises(UsageError, match=sentence):
+        ProfileRequest("m", calibration=name).check()
 
 
 def test_a_hub_name_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +98,7 @@ def test_a_hub_name_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> No
     assert resolve_here("nobody/nothing") is None
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/model"])
+@pytest.mark.parametrize("name", ["x" * 4000, "~nobody-of-this-name/model"])
 def test_what_cannot_be_a_path_is_refused_with_a_short_sentence(name: str) -> None:
     refused(name, "cannot be a path")
     with pytest.raises(ModelError) as caught:
@@ -217,7 +235,7 @@ class TestRoots:
     def test_outside(self, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("BITPLAN_MODEL_ROOTS", str(tmp_path / "models"))
         refused(model, "lies outside BITPLAN_MODEL_ROOTS; move it into one of those folders")
-        refused(tmp_path / "models" / ".." / "model", "unknown model|outside")
+        refused(tmp_path / "models" / ".." / "model", "outside BITPLAN_MODEL_ROOTS")
         (tmp_path / "models").mkdir()
         refused(tmp_path / "models" / ".." / "model", "outside BITPLAN_MODEL_ROOTS")
 
@@ -230,6 +248,33 @@ class TestRoots:
         (tmp_path / "models" / "link").symlink_to(model)
         monkeypatch.setenv("BITPLAN_MODEL_ROOTS", str(tmp_path / "models"))
         refused(tmp_path / "models" / "link", "outside")
+
+    def test_what_lies_outside_is_refused_alike_whether_it_exists_or_not(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "round").symlink_to(tmp_path / "round")
+        monkeypatch.setenv("BITPLAN_MODEL_ROOTS", str(tmp_path / "models"))
+        monkeypatch.setattr(Path, "exists", lambda path: pytest.fail(f"looked at {path}"))
+        said = set()
+        for name in (str(model), "/etc/passwd", "/no/such/thing", "~nobody-of-that-name/x", "~root/x", str(tmp_path / "round")):
+            with pytest.raises(ModelError) as caught:
+                resolve(name)
+            said.add(str(caught.value).replace(repr(name), "NAME"))
+        assert said == {"model NAME lies outside BITPLAN_MODEL_ROOTS; move it into one of those folders"}
+
+    def test_a_file_of_the_model_may_not_lead_outside(self, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("BITPLAN_MODEL_ROOTS", str(model.parent))
+        (model / "config.json").rename(model / "real.json")
+        (model / "config.json").symlink_to(model / "real.json")
+        assert resolve(str(model)).path == model
+        monkeypatch.setenv("BITPLAN_MODEL_ROOTS", str(model))
+        (model / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+        (model / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+        refused(model, "holds a link out of BITPLAN_MODEL_ROOTS, model.safetensors; put the file there")
+
+    def test_set_to_nothing_no_path_may_be_named(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BITPLAN_MODEL_ROOTS", "")
+        refused(model, "outside")
 
     def test_packages_are_always_inside(self, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         spec = ModuleSpec("package", None, is_package=True)

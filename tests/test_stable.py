@@ -25,7 +25,7 @@ from bitplan.allocator import (
 )
 from bitplan.allocator.home import StoredSteps
 from bitplan.allocator.models import load
-from bitplan.allocator.profile import prepare
+from bitplan.allocator.prepared import prepare
 from bitplan.allocator.source import resolve
 from bitplan.allocator.stable import estimate_until_stable, tokens_in
 from bitplan.api.cli import main
@@ -197,9 +197,9 @@ class TestSteps:
                 raise Interrupted
 
         with pytest.raises(Interrupted):
-            measure(metric, part_of(12), StoredSteps(tmp_path / "steps.jsonl"), progress)
+            measure(metric, part_of(12), StoredSteps(tmp_path / "steps"), progress)
         assert sum(metric.computed.values()) == told[at - 1][1]
-        found, _ = measure(metric, part_of(12), StoredSteps(tmp_path / "steps.jsonl"), progress)
+        found, _ = measure(metric, part_of(12), StoredSteps(tmp_path / "steps"), progress)
         same(found, metric.plain(12))
         assert set(metric.computed.values()) == {1}
 
@@ -277,7 +277,7 @@ class TestProfiles:
         self, request_: ProfileRequest, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Not by those that were left over."""
-        from bitplan.allocator import profile
+        from bitplan.allocator import profile_work as profile
 
         counted: list[int] = []
         tokens_by_unit = profile._tokens_by_unit

@@ -1,5 +1,6 @@
 """The client: the verbs of bitplan over HTTP."""
 
-from .client import Client
+from .client import AsyncClient, Client
+from .sweep import Sweep
 
-__all__ = ["Client"]
+__all__ = ["AsyncClient", "Client", "Sweep"]

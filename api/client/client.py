@@ -1,37 +1,163 @@
-"""Client: the verbs of bitplan over HTTP.
+"""Client and AsyncClient: the verbs of bitplan over HTTP.
 
     client = Client("http://127.0.0.1:8000")
     plan = client.allocate("smollm2-135m", "60MiB")      # waits for the job, if there has to be one
     report = client.verify(plan)
+    sweep = client.sweep(models=["smollm2-135m"], budgets=["3bpw", "4bpw"], metrics=["kl_fisher", "weight_error"])
 
-Errors are those of `bitplan.allocator.errors`, as if the work had been done here: an infeasible budget raises
-Infeasible with the smallest and largest bytes, whether the service found out at once or a job did.
+    async with AsyncClient("http://127.0.0.1:8000") as client:
+        plan = await client.allocate("smollm2-135m", "60MiB")
+        async for job in client.events(job_id): ...
+
+Each verb is written once, as a talk (see talk.py); the two clients differ in how they perform what a talk wants. Errors
+are those of `bitplan.allocator.errors`, as if the work had been done here: an infeasible budget raises Infeasible with
+the smallest and largest bytes, whether the service found out at once or a job did.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import os
+import random
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, ExitStack, aclosing, closing
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import httpx2
 
-from ...allocator import Plan
-from ...allocator.errors import BitplanError, Interrupted
-from ..problems import error_of
-from ..schema import JobView, ListView, PlanBody, PlanSummary, ProfileBody, ProfileSummary
+from ...allocator.errors import UsageError
+from . import catalog
+from . import exports as exported
+from . import jobs as working
+from . import plans as planned
+from . import profiles as profiled
+from . import sweeps as swept
+from .persistence import Persistence, persistent
+from .talk import Ask, Chunk, Course, Flow, Give, Open, Opened, Pause, Talk
 
-Watch = Callable[[JobView], None]
-FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
+P = ParamSpec("P")
+T = TypeVar("T")
+HERE = "http://127.0.0.1:8000"
 
 
-class Client:
-    """A connection to a service. `http` is what sends the requests; it may be an app under test (its TestClient)."""
+class Verb(Generic[P, T]):
+    """A talk as a method: of a Client it returns the result, of an AsyncClient it is awaited."""
 
-    def __init__(self, url: str = "http://127.0.0.1:8000", *, timeout: float = 30.0, http: httpx2.Client | None = None) -> None:
-        self._http = http or httpx2.Client(base_url=url, timeout=timeout)
+    def __init__(self, talk: Callable[P, Talk[T]]) -> None:
+        self._talk = talk
+        self.__doc__ = talk.__doc__
+
+    @overload
+    def __get__(self, client: None, owner: type[Any]) -> Verb[P, T]: ...
+    @overload
+    def __get__(self, client: Client, owner: type[Any]) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type[Any]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, client: Client | AsyncClient | None, owner: type[Any]) -> Any:
+        if client is None:
+            return self
+
+        @functools.wraps(self._talk)
+        def verb(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client.run(self._talk(*args, **kwargs))
+
+        return verb
+
+
+class Stream(Generic[P, T]):
+    """A flow as a method: of a Client it is iterated over, of an AsyncClient with `async for`."""
+
+    def __init__(self, flow: Callable[P, Flow[T]]) -> None:
+        self._flow = flow
+        self.__doc__ = flow.__doc__
+
+    @overload
+    def __get__(self, client: None, owner: type[Any]) -> Stream[P, T]: ...
+    @overload
+    def __get__(self, client: Client, owner: type[Any]) -> Callable[P, Iterator[T]]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type[Any]) -> Callable[P, AsyncIterator[T]]: ...
+    def __get__(self, client: Client | AsyncClient | None, owner: type[Any]) -> Any:
+        if client is None:
+            return self
+
+        @functools.wraps(self._flow)
+        def stream(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client.iterate(self._flow(*args, **kwargs))
+
+        return stream
+
+
+class Verbs:
+    """What both clients can do."""
+
+    inspect = Verb(profiled.inspect)
+    profile = Verb(profiled.profile)
+    profiles = Verb(profiled.profiles)
+    all_profiles = Stream(profiled.all_profiles)
+    frontier = Verb(profiled.frontier)
+    preview = Verb(profiled.preview)
+
+    allocate = Verb(planned.allocate)
+    submit = Verb(planned.submit)
+    plan = Verb(planned.plan)
+    plans = Verb(planned.plans)
+    all_plans = Stream(planned.all_plans)
+    delete = Verb(planned.delete)
+    diff = Verb(planned.diff)
+    certificate = Verb(planned.certificate)
+    verify = Verb(planned.verify)
+    execute = Verb(exported.execute)
+    export = Verb(exported.export)
+    exports = Verb(exported.exports)
+
+    jobs = Verb(working.jobs)
+    all_jobs = Stream(working.all_jobs)
+    job = Verb(working.job)
+    cancel = Verb(working.cancel)
+    wait = Verb(working.wait)
+    events = Stream(working.events)
+
+    sweep = Verb(swept.sweep)
+    submit_sweep = Verb(swept.submit_sweep)
+    get_sweep = Verb(swept.get_sweep)
+    sweeps = Verb(swept.sweeps)
+
+    metrics = Verb(catalog.metrics)
+    solvers = Verb(catalog.solvers)
+    formats = Verb(catalog.formats)
+    targets = Verb(catalog.targets)
+    models = Verb(catalog.models)
+    workers = Verb(catalog.workers)
+    health = Verb(catalog.health)
+    keys = Verb(catalog.keys)
+    create_key = Verb(catalog.create_key)
+    revoke_key = Verb(catalog.revoke_key)
+
+
+class Client(Verbs):
+    """A connection to a service; safe to share between threads. `url` is where it listens (default: BITPLAN_SERVER, or this
+    machine), `api_key` proves who asks (default: BITPLAN_API_KEY), `timeout` is in seconds and of one attempt. A request
+    that may succeed later is sent again up to `retries` times and for at most `patience` seconds; what waits for work that
+    the service has taken on keeps trying for all of `patience`. `http` sends the requests; it may be an app under test.
+    Raises UsageError for an address that is none."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 4,
+        patience: float = 300.0,
+        http: httpx2.Client | None = None,
+    ) -> None:
+        self._http = http or httpx2.Client(base_url=_address(url), timeout=timeout)
+        self._persistence = Persistence(str(self._http.base_url), retries, patience)
+        self._headers = _credentials(api_key)
 
     def __enter__(self) -> Client:
         return self
@@ -42,225 +168,137 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    # Plans
+    def run(self, talk: Talk[T]) -> T:
+        """Perform a talk and return its result."""
+        with Course(persistent(talk, self._persistence)) as course, ExitStack() as stack:
+            while (effect := course.effect) is not None:
+                self._perform(effect, course, stack)
+            return course.result
 
-    @overload
-    def allocate(
-        self,
-        model: str,
-        budget: str,
-        *,
-        target: str = ...,
-        metric: str = ...,
-        solver: str = ...,
-        formats: Sequence[str] | None = ...,
-        pins: Mapping[str, str] | None = ...,
-        calibration: str | None = ...,
-        tokens: int = ...,
-        seed: int = ...,
-        rounding: str = ...,
-        latency_ms: float | None = ...,
-        latency_device: str | None = ...,
-        verify: bool = ...,
-        wait: Literal[True] = ...,
-        watch: Watch | None = ...,
-    ) -> Plan: ...
+    def iterate(self, flow: Flow[T]) -> Iterator[T]:
+        """Perform a flow; what it gives is iterated over."""
+        with Course(persistent(flow, self._persistence)) as course, ExitStack() as stack:
+            while (effect := course.effect) is not None:
+                if isinstance(effect, Give):
+                    yield effect.value
+                    course.answer(None)
+                else:
+                    self._perform(effect, course, stack)
 
-    @overload
-    def allocate(
-        self,
-        model: str,
-        budget: str,
-        *,
-        target: str = ...,
-        metric: str = ...,
-        solver: str = ...,
-        formats: Sequence[str] | None = ...,
-        pins: Mapping[str, str] | None = ...,
-        calibration: str | None = ...,
-        tokens: int = ...,
-        seed: int = ...,
-        rounding: str = ...,
-        latency_ms: float | None = ...,
-        latency_device: str | None = ...,
-        verify: bool = ...,
-        wait: Literal[False],
-        watch: Watch | None = ...,
-    ) -> Plan | JobView: ...
-
-    def allocate(
-        self,
-        model: str,
-        budget: str,
-        *,
-        target: str = "native",
-        metric: str = "kl_fisher",
-        solver: str = "best",
-        formats: Sequence[str] | None = None,
-        pins: Mapping[str, str] | None = None,
-        calibration: str | None = None,
-        tokens: int = 4096,
-        seed: int = 0,
-        rounding: str = "gptq",
-        latency_ms: float | None = None,
-        latency_device: str | None = None,
-        verify: bool = False,
-        wait: bool = True,
-        watch: Watch | None = None,
-    ) -> Plan | JobView:
-        """The plan for a budget. Where the service has to measure first this waits for its job, calling `watch` with each
-        state of it; with `wait` False it returns the job instead."""
-        body = PlanBody(
-            model=model,
-            budget=budget,
-            target=target,
-            metric=metric,
-            solver=solver,
-            formats=None if formats is None else tuple(formats),
-            pins=dict(pins or {}),
-            calibration=calibration,
-            tokens=tokens,
-            seed=seed,
-            rounding=rounding,
-            latency_ms=latency_ms,
-            latency_device=latency_device,
-            verify=verify,
-        )
-        response = self._send("POST", "/v1/plans", body.model_dump())
-        if response.status_code == 202:
-            job = JobView.model_validate(response.json())
-            return self.plan(self._result(job, watch)["plan_id"]) if wait else job
-        plan = Plan.model_validate(response.json())
-        verification = response.links.get("related", {}).get("url")
-        if verification is None or not wait:
-            return plan
-        self._result(self.job(verification.rpartition("/")[2]), watch)
-        return self.plan(plan.id)
-
-    def plans(
-        self, *, model: str | None = None, target: str | None = None, cursor: str | None = None, limit: int = 50
-    ) -> ListView[PlanSummary]:
-        """One page of stored plans, newest first."""
-        asked = {"model": model, "target": target, "cursor": cursor, "limit": limit}
-        return ListView[PlanSummary].model_validate(self._get("/v1/plans", asked))
-
-    def plan(self, plan_id: str) -> Plan:
-        """A stored plan, by its id or a unique prefix."""
-        return Plan.model_validate(self._get(f"/v1/plans/{plan_id}"))
-
-    def delete(self, plan: Plan | str) -> None:
-        """Forget a stored plan."""
-        self._send("DELETE", f"/v1/plans/{_id(plan)}")
-
-    def diff(self, a: Plan | str, b: Plan | str) -> dict[str, Any]:
-        """The units in which two plans differ, with bytes and loss."""
-        difference: dict[str, Any] = self._get(f"/v1/plans/{_id(a)}/diff/{_id(b)}")
-        return difference
-
-    def verify(self, plan: Plan | str, *, watch: Watch | None = None) -> dict[str, Any]:
-        """Measure a stored plan: an ExecutionReport as JSON, whose `passed` says whether the promise was kept."""
-        response = self._send("POST", f"/v1/plans/{_id(plan)}/verify")
-        self._result(JobView.model_validate(response.json()), watch)
-        evidence = self.plan(_id(plan)).evidence
-        assert evidence is not None
-        return evidence
-
-    # Profiles
-
-    def profile(
-        self,
-        model: str,
-        *,
-        metric: str = "kl_fisher",
-        formats: Sequence[str] | None = None,
-        calibration: str | None = None,
-        tokens: int = 4096,
-        seed: int = 0,
-        rounding: str = "gptq",
-        watch: Watch | None = None,
-    ) -> dict[str, Any]:
-        """The model's sensitivity report as JSON, measured if it never was."""
-        palette = None if formats is None else tuple(formats)
-        body = ProfileBody(
-            model=model, metric=metric, formats=palette, calibration=calibration, tokens=tokens, seed=seed, rounding=rounding
-        )
-        response = self._send("POST", "/v1/profiles", body.model_dump())
-        if response.status_code != 202:
-            document: dict[str, Any] = response.json()
-        else:
-            result = self._result(JobView.model_validate(response.json()), watch)
-            document = self._get(f"/v1/profiles/{result['profile_id']}")
-        return document
-
-    def profiles(self, *, model: str | None = None, cursor: str | None = None, limit: int = 50) -> ListView[ProfileSummary]:
-        """One page of stored profiles, newest first."""
-        asked = {"model": model, "cursor": cursor, "limit": limit}
-        return ListView[ProfileSummary].model_validate(self._get("/v1/profiles", asked))
-
-    def frontier(self, profile_id: str, *, target: str = "native") -> list[dict[str, float]]:
-        """The best loss for every number of bytes, from a stored profile."""
-        points: list[dict[str, float]] = self._get(f"/v1/profiles/{profile_id}/frontier", {"target": target})["points"]
-        return points
-
-    # Jobs
-
-    def jobs(self, *, status: str | None = None, cursor: str | None = None, limit: int = 50) -> ListView[JobView]:
-        """One page of jobs, newest first."""
-        return ListView[JobView].model_validate(self._get("/v1/jobs", {"status": status, "cursor": cursor, "limit": limit}))
-
-    def job(self, job_id: str) -> JobView:
-        return JobView.model_validate(self._get(f"/v1/jobs/{job_id}"))
-
-    def cancel(self, job: JobView | str) -> JobView:
-        """Ask a job to stop."""
-        return JobView.model_validate(self._send("POST", f"/v1/jobs/{_id(job)}/cancel").json())
-
-    def wait(self, job: JobView | str, *, watch: Watch | None = None) -> JobView:
-        """Wait until a job has ended, well or not; `watch` sees each state on the way."""
-        pause, version = FIRST_POLL_SECONDS, 0
-        while True:
-            now = self.job(_id(job))
-            if watch is not None and now.version > version:
-                watch(now)
-            version = now.version
-            if now.finished:
-                return now
-            time.sleep(pause)
-            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-
-    def _result(self, job: JobView, watch: Watch | None) -> dict[str, Any]:
-        """The result of a job, or the error that ended it, raised."""
-        ended = self.wait(job, watch=watch)
-        if ended.error is not None:
-            raise error_of(ended.error.model_dump())
-        if ended.result is None:
-            raise Interrupted(f"job {ended.id} was canceled; what was measured is kept")
-        return ended.result
-
-    def _get(self, path: str, asked: Mapping[str, Any] | None = None) -> Any:
-        return self._send("GET", path, asked=asked).json()
-
-    def _send(self, method: str, path: str, body: Any = None, asked: Mapping[str, Any] | None = None) -> httpx2.Response:
-        """One request; problem details are raised as the errors they describe. A POST carries a key of its own, so that it
-        may be sent again when the connection breaks before the answer."""
-        parameters = {name: value for name, value in (asked or {}).items() if value is not None}
-        headers = {"Idempotency-Key": uuid.uuid4().hex} if method == "POST" else {}
+    def _perform(self, effect: Any, course: Course[Any], stack: ExitStack) -> None:
         try:
-            try:
-                response = self._http.request(method, path, json=body, params=parameters, headers=headers)
-            except httpx2.RemoteProtocolError:
-                response = self._http.request(method, path, json=body, params=parameters, headers=headers)
-        except httpx2.TransportError as error:
-            where = self._http.base_url
-            raise BitplanError(f"no answer from {where} ({error}); start the service with `bitplan serve`") from error
-        if response.is_error:
-            try:
-                problem = response.json()
-            except ValueError:
-                problem = {"title": f"status {response.status_code} from {response.url}"}
-            raise error_of(problem)
-        return response
+            answer = self._outcome(effect, stack)
+        except Exception as error:
+            course.fail(error)
+        else:
+            course.answer(answer)
+
+    def _outcome(self, effect: Any, stack: ExitStack) -> Any:
+        match effect:
+            case Open():
+                stack.close()  # what was opened before has been read, or broke
+                response = self._http.send(_request(self._http, effect, self._headers), stream=True)
+                stack.enter_context(closing(response))
+                if response.is_error:
+                    response.read()
+                return Opened(response, response.iter_bytes())
+            case Ask():
+                return self._http.send(_request(self._http, effect, self._headers))
+            case Chunk(opened):
+                return next(opened.chunks, b"")
+            case Pause(shortest, longest):
+                return time.sleep(random.uniform(shortest, longest))
+            case _:
+                return time.monotonic()
 
 
-def _id(thing: Plan | JobView | str) -> str:
-    return thing if isinstance(thing, str) else thing.id
+class AsyncClient(Verbs):
+    """As Client, for programs that use asyncio: verbs are awaited, streams iterated over with `async for`."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 4,
+        patience: float = 300.0,
+        http: httpx2.AsyncClient | None = None,
+    ) -> None:
+        self._http = http or httpx2.AsyncClient(base_url=_address(url), timeout=timeout)
+        self._persistence = Persistence(str(self._http.base_url), retries, patience)
+        self._headers = _credentials(api_key)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def run(self, talk: Talk[T]) -> T:
+        """Perform a talk and return its result."""
+        with Course(persistent(talk, self._persistence)) as course:
+            async with AsyncExitStack() as stack:
+                while (effect := course.effect) is not None:
+                    await self._perform(effect, course, stack)
+            return course.result
+
+    async def iterate(self, flow: Flow[T]) -> AsyncIterator[T]:
+        """Perform a flow; what it gives is iterated over."""
+        with Course(persistent(flow, self._persistence)) as course:
+            async with AsyncExitStack() as stack:
+                while (effect := course.effect) is not None:
+                    if isinstance(effect, Give):
+                        yield effect.value
+                        course.answer(None)
+                    else:
+                        await self._perform(effect, course, stack)
+
+    async def _perform(self, effect: Any, course: Course[Any], stack: AsyncExitStack) -> None:
+        try:
+            answer = await self._outcome(effect, stack)
+        except Exception as error:
+            course.fail(error)
+        else:
+            course.answer(answer)
+
+    async def _outcome(self, effect: Any, stack: AsyncExitStack) -> Any:
+        match effect:
+            case Open():
+                await stack.aclose()  # what was opened before has been read, or broke
+                response = await self._http.send(_request(self._http, effect, self._headers), stream=True)
+                await stack.enter_async_context(aclosing(response))
+                if response.is_error:
+                    await response.aread()
+                return Opened(response, response.aiter_bytes())
+            case Ask():
+                return await self._http.send(_request(self._http, effect, self._headers))
+            case Chunk(opened):
+                return await anext(opened.chunks, b"")
+            case Pause(shortest, longest):
+                return await asyncio.sleep(random.uniform(shortest, longest))
+            case _:
+                return time.monotonic()
+
+
+def _request(http: httpx2.Client | httpx2.AsyncClient, ask: Ask, headers: dict[str, str]) -> httpx2.Request:
+    return http.build_request(ask.method, ask.path, json=ask.body, params=ask.query, headers={**headers, **ask.headers})
+
+
+def _address(url: str | None) -> str:
+    address = url or os.environ.get("BITPLAN_SERVER") or HERE
+    try:
+        known = httpx2.URL(address)
+    except httpx2.InvalidURL as error:
+        raise UsageError(f"{address!r} is no address of a service ({error}); write for instance {HERE}") from error
+    if known.scheme not in ("http", "https") or not known.host:
+        raise UsageError(f"{address!r} is no address of a service; write for instance {HERE}")
+    return address
+
+
+def _credentials(api_key: str | None) -> dict[str, str]:
+    key = api_key or os.environ.get("BITPLAN_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -1,4 +1,4 @@
-"""Supervisor: keeps one worker process alive beside the service.
+"""Supervisor: keeps one worker process alive, beside the service or alone.
 
 A worker that dies (out of memory, segmentation fault, kill -9) is started again after a pause that doubles with every
 quick death. Its standard input is the cord described in `worker.py`: when this process goes, even by kill -9, the cord
@@ -7,13 +7,17 @@ ends and so does the worker.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 
+from ..logs import log, log_to
 from ..settings import Settings
 
 QUICK_SECONDS = 10.0
@@ -27,7 +31,9 @@ class Supervisor:
 
     def __init__(self, settings: Settings, command: Sequence[str] | None = None) -> None:
         default = (sys.executable, "-m", "bitplan.api.jobs.worker")
-        self._command = [*(command or default), "--home", str(settings.home), "--database-url", settings.database_url]
+        self._command = [*(command or default), "--home", str(settings.home)]
+        # Not among the arguments, which everybody on the machine can read: the URL may hold a password.
+        self._environment = {**os.environ, "BITPLAN_DATABASE_URL": settings.database_url}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name="bitplan-supervisor", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,7 +55,7 @@ class Supervisor:
         while not self._stop.is_set():
             began = time.monotonic()
             # A session of its own: Ctrl-C in the terminal is for the service, which then ends the worker in good order.
-            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
+            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True, env=self._environment)
             self._process = process
             while process.poll() is None and not self._stop.wait(0.1):
                 pass
@@ -59,8 +65,21 @@ class Supervisor:
             assert process.stdin is not None
             process.stdin.close()
             pause = FIRST_PAUSE_SECONDS if time.monotonic() - began > QUICK_SECONDS else min(2 * pause, LONGEST_PAUSE_SECONDS)
-            print(f"the worker died (status {process.returncode}); another starts in {pause:g} s", file=sys.stderr, flush=True)
+            log.warning("the worker died; another starts", status=process.returncode, seconds=pause)
             self._stop.wait(pause)
+
+
+def run_worker(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Keep a worker alive until interrupted or terminated; `announce` is told in a sentence what goes on."""
+    log_to()
+    stop = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        with Supervisor(settings), suppress(KeyboardInterrupt):
+            announce("a worker is starting; Ctrl-C stops it at the next step, which it goes on from later")
+            stop.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

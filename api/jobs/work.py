@@ -1,26 +1,23 @@
-"""What each kind of job does, and how it tells of its progress.
+"""What jobs are made of, and what the command line does at once: ask the allocator, and keep in the store what it hands back.
 
-The functions of WORK run in the worker and on the command line alike: they ask the allocator, keep what it hands back
-in the store, and return a small document that says where to find it. Each part is kept as soon as it exists, so that a
-job taken up again after a crash finds its finished parts done.
+Each part is kept as soon as it exists, so that work taken up again after a crash finds its finished parts done.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...allocator.errors import Interrupted
-from ..schema import InspectBody, JobKind, JobView, PlanBody, ProfileBody, Progress, VerifyBody
+from ...allocator.errors import NotFound
+from ..schema import InspectBody, PlanBody, ProfileBody
 from ..store import Store
+from .progress import Tell
 
 if TYPE_CHECKING:
     from ...allocator import ExecutionReport, Inventory, Plan, SensitivityReport
 
-Tell = Callable[[str, int, int], None]
-REPORT_SECONDS = 0.25
+__all__ = ["Tell"]
 
 
 def inspect_model(store: Store, home: Path, body: InspectBody, tell: Tell) -> Inventory:
@@ -36,11 +33,9 @@ def profile_model(store: Store, home: Path, body: ProfileBody, tell: Tell) -> Se
     """The model's sensitivity report, stored."""
     from ... import allocator
 
-    request = body.profile_request()
-    request.check()
-    request.check_device()
+    check_profile(body)
     inspect_model(store, home, InspectBody(model=body.model, stream=body.stream), tell)
-    report = allocator.profile_model(request, home=home, progress=tell)
+    report = allocator.profile_model(body.profile_request(), home=home, progress=tell)
     store.put_profile(report, body)
     return report
 
@@ -89,6 +84,13 @@ def keep_sources(store: Store, home: Path, body: PlanBody) -> None:
         store.put_profile(report, body.profile())
 
 
+def check_profile(body: ProfileBody) -> None:
+    """Raises UsageError, UnknownName for what nobody can measure here."""
+    request = body.profile_request()
+    request.check()
+    request.check_device()
+
+
 def verify_plan(
     store: Store, home: Path, plan: Plan, tell: Tell, data: str | None = None, device: str = "auto"
 ) -> ExecutionReport:
@@ -100,62 +102,70 @@ def verify_plan(
     return report
 
 
-def perform(job: JobView, store: Store, home: Path, tell: Tell) -> dict[str, Any]:
-    """Do a job's work and say where its result lies."""
-    return WORK[job.kind](job.input, store, home, tell)
+def execute_plan(plan: Plan, home: Path, folder: str, tell: Tell) -> None:
+    """The quantized model in a folder below the home, which appears whole; one that is there is right already."""
+    from ... import allocator
+
+    if not (home / folder).exists():
+        (home / folder).parent.mkdir(parents=True, exist_ok=True)
+        allocator.execute(plan, home / folder, home=home, progress=tell)
 
 
-def _inspect(document: dict[str, Any], store: Store, home: Path, tell: Tell) -> dict[str, Any]:
-    inventory = inspect_model(store, home, InspectBody.model_validate(document), tell)
-    return {"fingerprint": inventory.fingerprint, "href": f"/v1/inventory?model={document['model']}"}
+def known_inventory(store: Store, home: Path, model: str) -> str | None:
+    """The fingerprint of a model that was inspected before, its inventory stored. Raises ModelError."""
+    from ... import allocator
+
+    inventory = allocator.known_inventory(model, home)
+    if inventory is not None:
+        store.put_inventory(inventory)
+    return None if inventory is None else inventory.fingerprint
 
 
-def _profile(document: dict[str, Any], store: Store, home: Path, tell: Tell) -> dict[str, Any]:
-    report = profile_model(store, home, ProfileBody.model_validate(document), tell)
-    return {"profile_id": report.id, "href": f"/v1/profiles/{report.id}"}
+def known_profile(store: Store, home: Path, body: PlanBody, fingerprint: str) -> dict[str, Any]:
+    """{"known": true, "profile": its id, or None where the plan needs none}, or {"known": false, "measure": what to measure}.
+
+    Raises Infeasible and the like as soon as the inventory alone shows it."""
+    from ... import allocator
+    from ...allocator.solve import needs_profile
+
+    inventory, request = _inventory(store, body, fingerprint), body.plan_request()
+    if not needs_profile(inventory, request):
+        return {"known": True, "profile": None}
+    stored = stored_profile(store, request.measured.profile_id(inventory))
+    if stored is not None:
+        return {"known": True, "profile": stored}
+    measure = body.profile().model_copy(update={"formats": request.measured.formats})
+    report = allocator.known_profile(request.measured, home)
+    if report is None:
+        return {"known": False, "measure": measure.model_dump(mode="json")}
+    store.put_profile(report, measure)
+    return {"known": True, "profile": report.id}
 
 
-def _plan(document: dict[str, Any], store: Store, home: Path, tell: Tell) -> dict[str, Any]:
-    plan = make_plan(store, home, PlanBody.model_validate(document), tell)
-    return {"plan_id": plan.id, "href": f"/v1/plans/{plan.id}"}
+def stored_profile(store: Store, profile_id: str) -> str | None:
+    """The id, when a profile of that id is stored."""
+    try:
+        return store.profile(profile_id)[0].id
+    except NotFound:
+        return None
 
 
-def _verify(document: dict[str, Any], store: Store, home: Path, tell: Tell) -> dict[str, Any]:
-    body = VerifyBody.model_validate(document)
-    report = verify_plan(store, home, store.plan(body.plan_id), tell)
-    return {"plan_id": body.plan_id, "passed": report.passed, "href": f"/v1/plans/{body.plan_id}"}
+def plan_from_stored(store: Store, body: PlanBody, fingerprint: str, profile_id: str | None) -> str:
+    """Make the plan from what is stored, store it, and give its id. Raises Infeasible, UsageError."""
+    from ... import allocator
+
+    report = None if profile_id is None else store.profile(profile_id)[0]
+    plan = allocator.plan_from_profile(_inventory(store, body, fingerprint), report, body.plan_request())
+    store.put_plan(plan)
+    return plan.id
 
 
-WORK: dict[JobKind, Callable[[dict[str, Any], Store, Path, Tell], dict[str, Any]]] = {
-    "inspect": _inspect,
-    "profile": _profile,
-    "plan": _plan,
-    "verify": _verify,
-}
+def renderings_of(plan: Plan) -> list[str]:
+    """The files of rounded weights that a plan consists of, below the home."""
+    folder = f"renderings/{plan.provenance.render_fingerprint[:32]}"
+    return [f"{folder}/{unit}@{fmt}.safetensors" for unit, fmt in plan.assignment.items()]
 
 
-class JobProgress:
-    """Writes a job's progress into its row, four times a second at most, and raises Interrupted when it is to stop.
-
-    The time to the end of a stage is guessed from its own pace: elapsed * (1 - fraction) / fraction.
-    """
-
-    def __init__(self, store: Store, job_id: str, stopping: Callable[[], bool]) -> None:
-        self._store, self._job_id, self._stopping = store, job_id, stopping
-        self._stage = ""
-        self._began = self._told = 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._stopping():
-            raise Interrupted("the worker is stopping; what was measured is kept and the job goes on when it is back")
-        moment = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._began = stage, moment
-        elif done < total and moment - self._told < REPORT_SECONDS:
-            return
-        self._told = moment
-        fraction = min(done / total, 1.0) if total else 0.0
-        eta = (moment - self._began) * (1 - fraction) / fraction if fraction > 0 else None
-        progress = Progress(stage=stage, done=done, total=total, fraction=fraction, eta_seconds=eta)
-        if not self._store.jobs.report(self._job_id, progress):
-            raise Interrupted("canceled on request; what was measured is kept")
+def _inventory(store: Store, body: PlanBody, fingerprint: str) -> Inventory:
+    """As stored, under the name that was asked for."""
+    return replace(store.inventory(fingerprint), model_id=body.model)

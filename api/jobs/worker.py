@@ -1,33 +1,37 @@
-"""The worker: `python -m bitplan.api.jobs.worker`, the one process that runs networks for the service.
+"""The worker: `python -m bitplan.api.jobs.worker`, the process that runs networks for the service.
 
-It takes one job after another. One worker serves one home at a time: it holds an exclusive transaction on a file of its
-own, which the operating system ends with the process however that dies, so a second worker waits and takes over at
-once. Standard input is the cord to the process that started it: at its end the worker stops at the next report of
-progress, or after STOP_SECONDS by force.
+It takes what the engine gives it. Over one SQLite store one worker works at a time: it holds an exclusive transaction on a
+file of its own, which the operating system ends with the process however that dies, so a second worker waits and takes over
+at once. Over PostgreSQL any number work side by side. Standard input is the cord to the process that started it: at its end,
+and on SIGTERM, the worker stops at the next report of progress, or after STOP_SECONDS by force.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sqlite3
 import sys
 import threading
-import time
-import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
-from ...allocator.errors import BitplanError, Interrupted
-from ..problems import other_problem, problem_of
-from ..schema import JobView
+from sqlalchemy import make_url
+
+from ...allocator.errors import BitplanError
+from ..logs import log, log_to
 from ..settings import Settings
 from ..store import Store
-from .work import JobProgress, perform
+from ..store.artifacts import Artifacts
+from .desk import Desk
+from .engine import APPLICATION, BLOCKS, JOBS, PARENTS, Engine, workflows_version
+from .presence import BEAT_SECONDS, Presence
 
-POLL_SECONDS = 0.2
-BEAT_SECONDS = 5.0
+POLL_SECONDS = 0.1
+LOCK_SECONDS = 0.2
 STOP_SECONDS = 10.0
+PATIENCE_SECONDS = 600.0  # how long a job bears that the database is away
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,47 +40,91 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--database-url")
     options = parser.parse_args(arguments)
     settings = Settings.from_environment(options.home, options.database_url)
+    log_to()
     stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_watch_cord, args=(stop,), daemon=True).start()
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(settings.home / "worker.lock", timeout=0.0)) as lock:
-        if not _hold(lock, stop):
-            return
-        with closing(Store.open(settings.database_url)) as store:
-            threading.Thread(target=_beat, args=(store, stop), daemon=True).start()
-            serve_jobs(store, settings.home, stop)
-
-
-def serve_jobs(store: Store, home: Path, stop: threading.Event) -> None:
-    """Do jobs until `stop` is set. The caller holds the worker's lock."""
-    store.jobs.recover()
-    while not stop.is_set():
-        job = store.jobs.claim()
-        if job is None:
-            stop.wait(POLL_SECONDS)
-        else:
-            do_job(job, store, home, stop)
-
-
-def do_job(job: JobView, store: Store, home: Path, stop: threading.Event) -> None:
-    """Do one job and write down how it ended. Only a death of this process can keep it from ending."""
-    _log(job, "started")
     try:
-        result = perform(job, store, home, JobProgress(store, job.id, stop.is_set))
-    except Interrupted:
-        if stop.is_set():
-            store.jobs.release(job.id)
-        else:
-            store.jobs.finish(job.id)
+        _work_alone(stop, settings)
     except BitplanError as error:
-        store.jobs.finish(job.id, problem=problem_of(error))
-    except Exception as error:
-        traceback.print_exc()
-        detail = f"{type(error).__name__}: {error}; the worker's log has the traceback"
-        store.jobs.finish(job.id, problem=other_problem("internal-error", detail))
-    else:
-        store.jobs.finish(job.id, result)
-    _log(store.jobs.get(job.id), "ended")
+        log.error("worker", status="cannot start", reason=str(error))
+        sys.exit(2)
+
+
+def _work_alone(stop: threading.Event, settings: Settings) -> None:
+    """Work, once no other worker does over the same file."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    url = make_url(settings.database_url)
+    if url.get_backend_name() != "sqlite":
+        work_until(stop, settings)
+        return
+    assert url.database is not None
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(f"{url.database}.worker.lock", timeout=0.0)) as lock:
+        if _hold(lock, stop):
+            work_until(stop, settings)
+
+
+def work_until(stop: threading.Event, settings: Settings) -> None:
+    """Do what the engine gives until `stop` is set, and end the process: threads of the engine may still be waiting."""
+    store = Store.open(settings.database_url, PATIENCE_SECONDS)
+    presence, engine = Presence(store), Engine(settings.database_url, patient=True)
+    desk = Desk(store, settings.home, Artifacts(settings.artifacts_root), engine, presence)
+    presence.beat()
+    _launch(desk)
+    log.info("worker", worker=presence.view.id, status="ready", version=workflows_version())
+    threading.Thread(target=_beat, args=(presence,), daemon=True).start()
+    _look_after(desk, stop)
+    desk.stop.set()
+    desk.wait_for_rest(STOP_SECONDS)
+    with suppress(BitplanError):
+        presence.leave()
+    log.info("worker", worker=presence.view.id, status="stopped")
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _launch(desk: Desk) -> None:
+    """Have the engine run workflows in this process, after what dead workers left has been given back to it."""
+    from dbos import DBOS, DBOSPortableJSONSerializer
+
+    from .workflows import register_workflows
+
+    DBOS(
+        config={
+            "name": APPLICATION,
+            "system_database_url": desk.engine.url,
+            "application_version": workflows_version(),
+            "executor_id": desk.presence.view.id,
+            "serializer": DBOSPortableJSONSerializer(),
+            "log_level": "ERROR",
+        }
+    )
+    register_workflows(desk)
+    DBOS.launch()
+    DBOS.register_queue(JOBS, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
+    DBOS.register_queue(BLOCKS, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
+    DBOS.register_queue(PARENTS, worker_concurrency=100, polling_interval_sec=POLL_SECONDS)
+
+
+def _look_after(desk: Desk, stop: threading.Event) -> None:
+    from .recovery import Caretaker
+
+    caretaker = Caretaker(desk)
+    while not stop.is_set():
+        try:
+            caretaker.look_after()
+        except Exception as error:
+            log.warning("cannot look after jobs now", reason=f"{type(error).__name__}: {error}"[:300])
+        stop.wait(BEAT_SECONDS)
+
+
+def _beat(presence: Presence) -> None:
+    """A beat that comes late is a beat: whoever counts them has patience. The thread ends with the process."""
+    while True:
+        with suppress(BitplanError):
+            presence.beat()
+        threading.Event().wait(BEAT_SECONDS)
 
 
 def _hold(lock: sqlite3.Connection, stop: threading.Event) -> bool:
@@ -86,26 +134,14 @@ def _hold(lock: sqlite3.Connection, stop: threading.Event) -> bool:
             lock.execute("BEGIN EXCLUSIVE")
             return True
         except sqlite3.OperationalError:
-            stop.wait(POLL_SECONDS)
+            stop.wait(LOCK_SECONDS)
     return False
-
-
-def _beat(store: Store, stop: threading.Event) -> None:
-    while not stop.is_set():
-        store.beat()
-        stop.wait(BEAT_SECONDS)
 
 
 def _watch_cord(stop: threading.Event) -> None:
     while os.read(0, 1):  # not sys.stdin: its lock would still be held by this thread when the process ends
         pass
     stop.set()
-    time.sleep(STOP_SECONDS)
-    os._exit(1)
-
-
-def _log(job: JobView, event: str) -> None:
-    print(f"{job.id} {job.kind} {event}: {job.status}, attempt {job.attempt}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from ..depends import Cursor, Limit, StoreDep, link_next
+from ..auth import PrincipalDep
+from ..depends import Cursor, JobsDep, Limit, link_next, problems
+from ..jobs.watching import Glances
 from ..problems import MEDIA_TYPE, other_problem
-from ..schema import JobStatus, JobView, ListView
+from ..schema import JobKind, JobStatus, JobView, ListView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
-POLL_SECONDS = 0.25
 
 
-def _job(job_id: str, store: StoreDep) -> JobView:
-    return store.jobs.get(job_id)
+def _job(job_id: str, jobs: JobsDep) -> JobView:
+    return jobs.get(job_id)
+
+
+def _glances(request: Request, response: Response, jobs: JobsDep) -> Glances:
+    """One for the whole application, made by the first who listens."""
+    response.headers["Cache-Control"] = "no-store"
+    if not hasattr(request.app.state, "glances"):
+        request.app.state.glances = Glances(jobs.get)
+    found: Glances = request.app.state.glances
+    return found
 
 
 JobDep = Annotated[JobView, Depends(_job)]
+GlancesDep = Annotated[Glances, Depends(_glances)]
 
 
 @router.get("", operation_id="jobs_list")
 def index(
     request: Request,
     response: Response,
-    store: StoreDep,
+    jobs: JobsDep,
     status: JobStatus | None = None,
+    kind: JobKind | None = None,
+    owner: str | None = None,
+    parent: str | None = None,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> ListView[JobView]:
     """Jobs, newest first."""
-    found = store.jobs.list(status, cursor, limit)
+    found = jobs.list(status, kind, owner, parent, cursor, limit)
     link_next(request, response, found.next_cursor)
     return found
 
@@ -51,31 +63,30 @@ def get(job: JobDep, response: Response) -> JobView:
 
 @router.get("/{job_id}/events", operation_id="jobs_events", response_class=EventSourceResponse)
 async def events(
-    job: JobDep, store: StoreDep, last_event_id: Annotated[int, Header(alias="Last-Event-ID")] = 0
+    job: JobDep, glances: GlancesDep, last_event_id: Annotated[int, Header(alias="Last-Event-ID")] = 0
 ) -> AsyncIterator[ServerSentEvent]:
     """The job as it changes: `state` and `progress` events, then `result` or `error`, then the end of the stream.
 
     Every event carries the whole job; its id is the job's version, so that `Last-Event-ID` goes on where a lost
-    connection ended. Only the newest state is kept: what changed twice in between is sent once.
+    connection ended. Only the newest state is kept: what changed twice in between is sent once. A comment every 15 s keeps
+    the connection open.
     """
-    told, status = last_event_id, None
-    while True:
-        if job.version > told:
-            if job.finished:
-                yield ServerSentEvent(data=job, event="result" if job.status == "succeeded" else "error", id=str(job.version))
-            else:
-                yield ServerSentEvent(data=job, event="progress" if job.status == status else "state", id=str(job.version))
-            told, status = job.version, job.status
-        if job.finished:
-            return
-        await asyncio.sleep(POLL_SECONDS)
-        job = await run_in_threadpool(store.jobs.get, job.id)
+    status = None
+    async for now in glances.changes(job, last_event_id):
+        if now.finished:
+            event = "result" if now.status == "succeeded" else "error"
+        else:
+            event = "progress" if now.status == status else "state"
+        yield ServerSentEvent(data=now, event=event, id=str(now.version))
+        status = now.status
 
 
-@router.post("/{job_id}/cancel", operation_id="jobs_cancel", status_code=202, response_model=JobView)
-def cancel(job_id: str, store: StoreDep) -> Response:
-    """Ask a job to stop; it does at its next report of progress. 409 when it has already ended in another way."""
-    job = store.jobs.cancel(job_id)
+@router.post("/{job_id}/cancel", operation_id="jobs_cancel", status_code=202, response_model=JobView, responses=problems(409))
+def cancel(job_id: str, jobs: JobsDep, principal: PrincipalDep) -> Response:
+    """Ask a job to stop; it does at its next report of progress. 409 when it has already ended in another way, 403 when it
+    is somebody else's."""
+    principal.need_ownership(jobs.get(job_id).owner, "cancel jobs")
+    job = jobs.cancel(job_id)
     if job.status in ("succeeded", "failed"):
         problem = other_problem("job-not-cancelable", f"job {job.id} has already {job.status}; there is nothing to cancel")
         return JSONResponse(problem, 409, media_type=MEDIA_TYPE)

@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from ... import allocator
-from ..depends import JOB_RESPONSE, Cursor, KeyHeader, Limit, SettingsDep, StoreDep, as_response, job_reply, link_next
-from ..planning import check_body, unlimited_plan
+from ..auth import PrincipalDep
+from ..depends import (
+    JOB_RESPONSE,
+    Cursor,
+    JobsDep,
+    KeyHeader,
+    Limit,
+    PlannerDep,
+    SettingsDep,
+    StoreDep,
+    as_response,
+    job_reply,
+    link_next,
+)
+from ..planning import check_body
 from ..schema import ListView, ProfileBody, ProfileSummary
-from ..store.replies import Reply, answer_once
+from ..store.replies import Reply
 
 router = APIRouter(prefix="/profiles", tags=["profiles"])
 
 
 @router.post("", operation_id="profiles_create", responses=JOB_RESPONSE)
-def create(body: ProfileBody, store: StoreDep, settings: SettingsDep, key: KeyHeader = None) -> Response:
+async def create(
+    body: ProfileBody,
+    store: StoreDep,
+    jobs: JobsDep,
+    planner: PlannerDep,
+    settings: SettingsDep,
+    principal: PrincipalDep,
+    key: KeyHeader = None,
+) -> Response:
     """200 and the profile when it was measured before; else 202 and a job."""
 
     def answer() -> Reply:
-        check_body(body)
-        inventory = allocator.known_inventory(body.model, settings.home)
-        report = None if inventory is None else allocator.known_profile(body.profile_request(), settings.home)
-        if inventory is None or report is None:
-            return job_reply(store.jobs.submit("profile", body.model_dump()))
-        store.put_inventory(inventory)
-        store.put_profile(report, body)
+        check_body(body, settings)
+        inventory = planner.inventory(body.model)
+        report = None if inventory is None else planner.report(body.profile_request(), inventory, body)
+        if report is None:
+            return job_reply(jobs.submit("profile", body.model_dump(), owner=principal.name))
         return Reply(200, _dump(report, body), {"content-type": "application/json", "location": f"/v1/profiles/{report.id}"})
 
-    return as_response(answer_once(store.database, key, "profiles", body, answer))
+    asked = partial(store.replies.answer_once, key, "profiles", body, answer, principal.name)
+    return as_response(await planner.in_turn(asked))
 
 
 @router.get("", operation_id="profiles_list")
@@ -50,11 +71,28 @@ def get(profile_id: str, store: StoreDep) -> Response:
 
 
 @router.get("/{profile_id}/frontier", operation_id="profiles_frontier")
-def frontier(profile_id: str, store: StoreDep, target: str = "native") -> dict[str, Any]:
+async def frontier(profile_id: str, planner: PlannerDep, target: str = "native") -> dict[str, Any]:
     """The best loss for every number of bytes."""
-    report, body = store.profile(profile_id)
-    points = unlimited_plan(report.id, target, store).frontier()
-    return {"profile_id": report.id, "model": body.model, "target": target, "quantity": report.quantity, "points": points}
+
+    def points() -> dict[str, Any]:
+        plan = planner.unlimited(profile_id, target)
+        about = {"profile_id": plan.provenance.profile_id, "model": plan.model.id, "target": target}
+        return {**about, "quantity": plan.predicted.quantity, "points": plan.frontier()}
+
+    return await planner.in_turn(points)
+
+
+@router.get("/{profile_id}/plan", operation_id="profiles_plan", response_model=allocator.Plan)
+async def preview(
+    profile_id: str,
+    planner: PlannerDep,
+    budget: Annotated[str, Query(min_length=1, examples=["60MiB", "3.25bpw", "40%"])],
+    target: str = "native",
+    solver: str = "best",
+) -> Response:
+    """The plan that a POST of the profile's settings with this budget returns, under the same id; it is not stored."""
+    plan = await planner.in_turn(partial(planner.preview, profile_id, budget, target, solver))
+    return Response(plan.text, media_type="application/json")
 
 
 def _dump(report: allocator.SensitivityReport, body: ProfileBody) -> str:

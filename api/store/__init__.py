@@ -1,4 +1,4 @@
-"""The store: plans, profiles, inventories, jobs and first replies, in SQLite or PostgreSQL."""
+"""The store: what is kept in a database, SQLite or PostgreSQL, and the artifacts that are too large for one."""
 
 from .store import Store
 

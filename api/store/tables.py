@@ -1,57 +1,93 @@
-"""The tables, and the one way to open them.
+"""The tables of the store, as the code sees them now; `migrations/` holds how they came to be.
 
-    plans        immutable documents; `evidence` beside them is replaced by newer evidence
-    profiles     sensitivity reports with the request that measured them
-    inventories  what was found in a model, by fingerprint
-    jobs         one row a job; the row is the job's whole state
-    replies      first replies to requests that carried an Idempotency-Key
-    marks        named strings: the schema's version, the worker's heartbeat
+    plans           one narrow row a plan: what lists show, filter and sort by
+    plan_documents  the plan itself, immutable, and its evidence, replaced by newer evidence
+    profiles        sensitivity reports with the request that measured them
+    inventories     what was found in a model, by fingerprint
+    jobs            one row a job, as users see it
+    sweeps, sweep_cells   what was asked for in one go, and what became of each plan of it
+    keys            API keys, by the hash of their secret
+    sessions        browsers that were let in for a key, by the hash of their cookie
+    workers         processes that do jobs, and their last sign of life
+    replies         first replies to requests that carried an Idempotency-Key
+    marks           named strings: the schema's version, the worker's heartbeat
 
 Documents are kept as the JSON text that was put in. Rows are numbered as they come, so that number order is time order
-and a number is a cursor. SQLite runs in WAL mode, and a transaction that will write says so at its start (BEGIN
-IMMEDIATE): it waits its turn instead of failing half-way, whatever the number of processes.
+and a number is a place to go on from.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, create_engine, event
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import BigInteger, Dialect, Double, Index, String, TypeDecorator, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from ...allocator.errors import UsageError
 
-STORE_VERSION = 1
-BUSY_SECONDS = 30.0
+STORE_VERSION = 2
+
+
+class Words(TypeDecorator[str]):
+    """Text that every database can hold. PostgreSQL has no NUL and no encoding knows half of a surrogate pair, so both are
+    refused here, on the way in, wherever they come from."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        if isinstance(value, str):
+            check_words(value)
+        return value
+
+
+def check_words(value: str) -> None:
+    """Raise UsageError for text that cannot be stored."""
+    if "\0" in value:
+        raise UsageError(f"{value[:40]!r} holds a NUL character, which cannot be stored; leave it out")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{value[:40]!r} holds half of a surrogate pair, which is no text; send valid Unicode") from None
 
 
 class Base(DeclarativeBase):
-    pass
+    type_annotation_map = {str: Words(), float: Double()}  # noqa: RUF012  (what SQLAlchemy asks for)
 
 
-class PlanRow(Base):
-    __tablename__ = "plans"
+class Numbered(Base):
+    __abstract__ = True
     number: Mapped[int] = mapped_column(primary_key=True)
+
+
+class PlanRow(Numbered):
+    __tablename__ = "plans"
     id: Mapped[str] = mapped_column(unique=True)
     model: Mapped[str] = mapped_column(index=True)
     target: Mapped[str]
+    metric: Mapped[str]
+    budget: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger, index=True)
+    loss: Mapped[float] = mapped_column(index=True)
+    stored_bits_per_weight: Mapped[float] = mapped_column(index=True)
+    verified: Mapped[bool | None]  # None: never measured; else whether the evidence says that it passed
+    measured_loss: Mapped[float | None]
+    render_fingerprint: Mapped[str]  # of the renderings that it is executed from; empty: of any
     created_at: Mapped[str]
     summary: Mapped[str]
+
+
+class PlanDocumentRow(Base):
+    __tablename__ = "plan_documents"
+    id: Mapped[str] = mapped_column(primary_key=True)
     document: Mapped[str]
     evidence: Mapped[str | None]
 
 
-class ProfileRow(Base):
+class ProfileRow(Numbered):
     __tablename__ = "profiles"
-    number: Mapped[int] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(unique=True)
     model: Mapped[str] = mapped_column(index=True)
     created_at: Mapped[str]
@@ -60,22 +96,26 @@ class ProfileRow(Base):
     document: Mapped[str]
 
 
-class InventoryRow(Base):
+class InventoryRow(Numbered):
     __tablename__ = "inventories"
-    number: Mapped[int] = mapped_column(primary_key=True)
     fingerprint: Mapped[str] = mapped_column(unique=True)
     model: Mapped[str] = mapped_column(index=True)
     created_at: Mapped[str]
+    summary: Mapped[str]  # architecture, units, parameters: what a list shows
     document: Mapped[str]
 
 
-class JobRow(Base):
+UNDER_WAY = text("status IN ('queued', 'running')")
+
+
+class JobRow(Numbered):
     __tablename__ = "jobs"
-    number: Mapped[int] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(unique=True)
     kind: Mapped[str]
-    content: Mapped[str] = mapped_column(index=True)  # hash of kind and input: two requests for the same work are one job
-    status: Mapped[str] = mapped_column(index=True)
+    content: Mapped[str]  # hash of kind and input: two requests for the same work are one job
+    status: Mapped[str]
+    owner: Mapped[str] = mapped_column(index=True)
+    parent: Mapped[str | None] = mapped_column(index=True)
     input: Mapped[str]
     progress: Mapped[str | None]
     result: Mapped[str | None]
@@ -85,17 +125,77 @@ class JobRow(Base):
     created_at: Mapped[str]
     started_at: Mapped[str | None]
     finished_at: Mapped[str | None]
+    __table_args__ = (
+        Index("ix_jobs_status_kind", "status", "kind"),
+        Index("ix_jobs_under_way", "content", unique=True, sqlite_where=UNDER_WAY, postgresql_where=UNDER_WAY),
+    )
+
+
+class SweepRow(Numbered):
+    __tablename__ = "sweeps"
+    id: Mapped[str] = mapped_column(unique=True)
+    job_id: Mapped[str] = mapped_column(unique=True)
+    owner: Mapped[str]
+    created_at: Mapped[str]
+    request: Mapped[str]
+    content: Mapped[str] = mapped_column(index=True)  # hash of the request
+
+
+class CellRow(Base):
+    __tablename__ = "sweep_cells"
+    sweep_id: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    model: Mapped[str]
+    metric: Mapped[str]
+    target: Mapped[str]
+    budget: Mapped[str]
+    status: Mapped[str]
+    plan_id: Mapped[str | None]
+    error: Mapped[str | None]
+
+
+class KeyRow(Numbered):
+    __tablename__ = "keys"
+    id: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    scope: Mapped[str]
+    prefix: Mapped[str]
+    hash: Mapped[str] = mapped_column(unique=True)  # SHA-256 of the secret, which is kept nowhere
+    created_at: Mapped[str]
+    expires_at: Mapped[str | None]
+    last_used_at: Mapped[str | None]
+    revoked_at: Mapped[str | None]
+
+
+class SessionRow(Base):
+    __tablename__ = "sessions"
+    hash: Mapped[str] = mapped_column(primary_key=True)  # SHA-256 of the token in the browser's cookie
+    key_id: Mapped[str] = mapped_column(index=True)
+    expires_at: Mapped[str] = mapped_column(index=True)
+
+
+class WorkerRow(Base):
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    process_started: Mapped[float]
+    version: Mapped[str]
+    beat: Mapped[int] = mapped_column(BigInteger)
+    job_id: Mapped[str | None]
+    seen_at: Mapped[str]
 
 
 class ReplyRow(Base):
     __tablename__ = "replies"
     key: Mapped[str] = mapped_column(primary_key=True)
     route: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str] = mapped_column(primary_key=True)  # keys of two users are two keys
     content: Mapped[str]
     status: Mapped[int | None]  # None while the first request is being answered
     headers: Mapped[str | None]
     body: Mapped[str | None]
-    created_at: Mapped[str]
+    created_at: Mapped[str] = mapped_column(index=True)
 
 
 class MarkRow(Base):
@@ -104,100 +204,7 @@ class MarkRow(Base):
     value: Mapped[str]
 
 
-Row = TypeVar("Row", PlanRow, ProfileRow, JobRow)
-
-
-class Database:
-    """An open database. Safe to share between threads; open one in each process."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._engine = _engine(url)
-        self._writing = self._engine.execution_options(writes=True)
-        _create(self)
-
-    @contextmanager
-    def read(self) -> Iterator[Session]:
-        with Session(self._engine) as session:
-            yield session
-
-    @contextmanager
-    def write(self) -> Iterator[Session]:
-        """One transaction: kept when the block ends, undone when it raises."""
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
-            session.connection()  # takes the lock now; sessions begin at their first statement otherwise
-            yield session
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-
 def timestamp(seconds_ago: float = 0.0) -> str:
     """The time as RFC 3339 in UTC; such strings sort as the times do."""
     moment = datetime.fromtimestamp(time.time() - seconds_ago, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def page(session: Session, table: type[Row], query: Select[Row], cursor: str | None, limit: int) -> tuple[list[Row], str | None]:
-    """The newest `limit` rows of `query` before the cursor, and the cursor of what follows them (None: nothing does)."""
-    if cursor is not None:
-        try:
-            query = query.where(table.number < int(base64.urlsafe_b64decode(cursor.encode())))
-        except (ValueError, binascii.Error):
-            raise UsageError(f"the cursor {cursor!r} is none of ours; take `next_cursor` of the page before") from None
-    rows = list(session.scalars(query.order_by(table.number.desc()).limit(limit + 1)))
-    if len(rows) <= limit:
-        return rows, None
-    return rows[:limit], base64.urlsafe_b64encode(str(rows[limit - 1].number).encode()).decode()
-
-
-def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return create_engine(url)
-    path = url.partition("sqlite:///")[2]
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
-
-    @event.listens_for(engine, "connect")
-    def own_transactions(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # otherwise the driver begins transactions of its own, and too late
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _create(database: Database) -> None:
-    _use_wal(database)
-    with database.write() as session:
-        Base.metadata.create_all(session.connection())
-        found = session.get(MarkRow, "schema")
-        if found is None:
-            session.add(MarkRow(name="schema", value=str(STORE_VERSION)))
-        elif int(found.value) > STORE_VERSION:
-            raise UsageError(
-                f"the store {database.url} was written by a newer bitplan (schema {found.value}, this one knows "
-                f"{STORE_VERSION}); upgrade bitplan or choose another BITPLAN_HOME"
-            )
-
-
-def _use_wal(database: Database) -> None:
-    """The mode is a property of the file. Changing it ignores the busy timeout, so two first openers may collide."""
-    if not database.url.startswith("sqlite"):
-        return
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        connection = database._engine.raw_connection()
-        try:
-            connection.cursor().execute("PRAGMA journal_mode=WAL")
-            return
-        except Exception as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise OperationalError("PRAGMA journal_mode=WAL", None, error) from error
-            time.sleep(0.05)
-        finally:
-            connection.close()
