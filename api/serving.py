@@ -1,7 +1,8 @@
-"""`bitplan serve`: the application on a socket, and the worker beside it."""
+"""`bitplan serve`: the application on a socket, in one process or several, and the worker beside it."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.supervisors import Multiprocess
 
 from ..allocator.errors import UsageError
 from .app import create_app
@@ -24,9 +26,11 @@ from .settings import Settings
 CLOSE_SECONDS = 3  # open event streams are cut after so long
 
 
-def serve(host: str, port: int, database_url: str | None, announce: Callable[[str], None], *, worker: bool = True) -> None:
-    """Serve until interrupted, with a worker beside it unless `worker` is False; `announce` is told the address once requests
-    are accepted there.
+def serve(
+    host: str, port: int, database_url: str | None, announce: Callable[[str], None], *, worker: bool = True, processes: int = 1
+) -> None:
+    """Serve until interrupted, by so many processes on one socket, with a worker beside them unless `worker` is False;
+    `announce` is told the address once requests are accepted there.
 
     Where other machines can reach the service, everybody needs a key, and paths may be named in BITPLAN_MODEL_ROOTS only."""
     with _listen(host, port) as listener:
@@ -35,13 +39,33 @@ def serve(host: str, port: int, database_url: str | None, announce: Callable[[st
         settings = Settings.from_environment(database_url=database_url, require_keys=reachable)
         if settings.require_keys:
             os.environ.setdefault("BITPLAN_MODEL_ROOTS", "")  # the worker, which is given this environment, keeps to it too
-        application = create_app(settings)
+        application = create_app(settings)  # here for several processes too: what is wrong with the store is said once
         _treat_sigterm_as_interrupt()
         # Ctrl-C is how a service ends, so it is no interruption of it.
         with Supervisor(settings) if worker else nullcontext(), suppress(KeyboardInterrupt):
             shown = f"[{host}]" if ":" in host else host
             announce(f"http://{shown}:{listener.getsockname()[1]}")
-            uvicorn.Server(server_config(application)).run(sockets=[listener])
+            if processes == 1:
+                uvicorn.Server(server_config(application)).run(sockets=[listener])
+            else:
+                os.environ["BITPLAN_HOME"], os.environ["BITPLAN_DATABASE_URL"] = str(settings.home), settings.database_url
+                os.environ["BITPLAN_REQUIRE_KEYS"] = str(int(settings.require_keys))
+                factory = f"{__name__}:application_of_environment"
+                Multiprocess(server_config(factory, factory=True, workers=processes), [listener]).run()
+
+
+def application_of_environment() -> ASGIApp:
+    """The application of one of several processes, which ends with the one that started it, however that dies."""
+    log_to()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def end_with_parent() -> None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=end_with_parent, daemon=True).start()
+    return create_app(Settings.from_environment())
 
 
 def _treat_sigterm_as_interrupt() -> None:
@@ -51,8 +75,8 @@ def _treat_sigterm_as_interrupt() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def server_config(application: ASGIApp, **options: Any) -> uvicorn.Config:
-    """How the application is put on a socket; `options` are uvicorn's."""
+def server_config(application: ASGIApp | str, **options: Any) -> uvicorn.Config:
+    """How the application, or the one whose name is given, is put on a socket; `options` are uvicorn's."""
     return uvicorn.Config(
         application, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_SECONDS, **PATIENCE, **options
     )

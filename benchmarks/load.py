@@ -1,6 +1,6 @@
 """How fast is the service, and does it stay so? A server on loopback, started as users start it, and a client beside it.
 
-    python benchmarks/load.py [--seconds 30] [--rate 200] [--connections 32] [--requests 50000] [--home FOLDER] [--only NAME]
+    python benchmarks/load.py [--seconds 30] [--rate 200] [--connections 32] [--processes 2] [--requests 50000] [--only NAME]
 
 plans      plans from a stored profile of 210 units x 6 formats, every budget another, in an open loop
 large      the same for 44,544 units, one after the other
@@ -31,6 +31,7 @@ from threading import Event, Thread
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bitplan.allocator import PlanRequest, check_budget, known_inventory
 from bitplan.allocator.solve import versions
@@ -48,7 +49,7 @@ Requests = list[tuple[str, str, Any]]
 
 @dataclass(frozen=True)
 class Server:
-    """A service under load; `pid` is that of the process which answers."""
+    """A service under load; `pid` is that of the process which was started and answers alone, or whose children do."""
 
     host: str
     port: int
@@ -66,18 +67,21 @@ class Server:
         return result
 
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return sum(times.user + times.system for times in (process.cpu_times() for process in self._processes()))
 
     def resident_bytes(self) -> int:
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return sum(int(process.memory_info().rss) for process in self._processes())
+
+    def _processes(self) -> list[psutil.Process]:
+        own = psutil.Process(self.pid)
+        return [own, *own.children(recursive=True)]
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[Server]:
+def serving(home: Path, processes: int) -> Iterator[Server]:
     """`bitplan serve` on a free port."""
     environment = {**os.environ, "BITPLAN_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bitplan.api.cli", "serve", "--port", "0", "--no-worker"]
+    command = [sys.executable, "-m", "bitplan.api.cli", "serve", "--port", "0", "--no-worker", "--processes", str(processes)]
     log = (home / "server.log").open("w")
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=log, text=True)
     try:
@@ -213,6 +217,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rate", type=float, default=200)
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--processes", type=int, default=2, help="API processes")
     parser.add_argument("--requests", type=int, default=50_000, help="of the part `memory`")
     parser.add_argument("--only", action="append", choices=["plans", "large", "lists", "repeated", "memory"])
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -236,7 +241,7 @@ def run(home: Path, options: argparse.Namespace) -> dict[str, Any]:
     count, connections = int(options.rate * options.seconds), options.connections
     results: dict[str, Any] = {}
 
-    with serving(home) as server:
+    with serving(home, options.processes) as server:
         server.ask(dense.plans(0, 100), connections, None)
 
         def again() -> dict[str, Any]:

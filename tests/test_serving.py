@@ -15,6 +15,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bitplan.allocator.errors import UsageError
@@ -33,18 +34,19 @@ class Witness:
     def __exit__(self, *_):
         print("the worker has ended", flush=True)
 
-serving.Supervisor = Witness
-serving.serve(sys.argv[1], 0, None, lambda url: print(url, flush=True))
-print("the end", flush=True)
+if __name__ == "__main__":  # several processes import this file anew
+    serving.Supervisor = Witness
+    serving.serve(sys.argv[1], 0, None, lambda url: print(url, flush=True), processes=int(sys.argv[2]))
+    print("the end", flush=True)
 """
 SECONDS = 60.0  # for what takes a few
 
 
 @contextmanager
-def serve(host: str, home: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def serve(host: str, home: Path, processes: int = 1) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The process, and the port that it says it listens on."""
     environment = {**os.environ, "BITPLAN_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SERVE, host]
+    command = [sys.executable, "-c", SERVE, host, str(processes)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
@@ -103,3 +105,19 @@ def test_where_it_cannot_listen_it_says_so_in_a_sentence(host: str) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"cannot listen on {re.escape(host)}:{port} \(.+\); choose another with --host"):
             serving.serve(host, port, None, lambda url: None, worker=False)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_several_processes_answer_on_one_socket_and_end_with_the_first(how: signal.Signals, tmp_path: Path) -> None:
+    with serve("127.0.0.1", tmp_path / "home", processes=2) as (process, port):
+        status, connection, response = ask(port, "GET", "/v1/plans")
+        assert status == 200
+        assert json.loads(response.read())["items"] == []
+        connection.close()
+        children = psutil.Process(process.pid).children(recursive=True)
+        serving_ones = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        assert len(serving_ones) == 2
+        process.send_signal(how)
+        output, _ = process.communicate(timeout=SECONDS)
+        assert output == ("the worker has ended\nthe end\n" if how == signal.SIGTERM else "")
+        assert psutil.wait_procs(serving_ones, timeout=SECONDS)[1] == []

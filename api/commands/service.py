@@ -16,6 +16,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     database_url: DatabaseUrl = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="So many API processes on one socket.")] = 1,
     no_worker: Annotated[bool, typer.Option("--no-worker", help="Leave the work to `bitplan worker`.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -27,7 +28,7 @@ def serve(
         if as_json:
             show({"url": url})
 
-    run(host, port, database_url, announce, worker=not no_worker)
+    run(host, port, database_url, announce, worker=not no_worker, processes=processes)
 
 
 def worker(database_url: DatabaseUrl = None) -> None:

@@ -28,7 +28,8 @@ from .desk import Desk
 from .engine import APPLICATION, BLOCKS, JOBS, PARENTS, Engine, workflows_version
 from .presence import BEAT_SECONDS, Presence
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.5  # how long a job waits for an idle worker at most; each look costs milliseconds
+PIECE_POLL_SECONDS = 0.2  # pieces are short, and a profile waits for every one of them
 LOCK_SECONDS = 0.2
 STOP_SECONDS = 10.0
 PATIENCE_SECONDS = 600.0  # how long a job bears that the database is away
@@ -103,7 +104,7 @@ def _launch(desk: Desk) -> None:
     register_workflows(desk)
     DBOS.launch()
     DBOS.register_queue(JOBS, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
-    DBOS.register_queue(BLOCKS, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
+    DBOS.register_queue(BLOCKS, worker_concurrency=1, polling_interval_sec=PIECE_POLL_SECONDS)
     DBOS.register_queue(PARENTS, worker_concurrency=100, polling_interval_sec=POLL_SECONDS)
 
 
