@@ -70,4 +70,5 @@ def _sweep(job: JobView, store: Store, home: Path, tell: JobProgress) -> dict[st
         except BitplanError as error:
             store.sweeps.settle(sweep.id, index, problem=problem_of(error))
             failed += 1
+    tell("sweep", len(sweep.cells), len(sweep.cells))
     return {"sweep_id": sweep.id, "plans": len(sweep.cells) - failed, "failed": failed, "href": f"/v1/sweeps/{sweep.id}"}
