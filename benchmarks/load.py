@@ -67,7 +67,7 @@ class Server:
         return result
 
     def cpu_seconds(self) -> float:
-        return sum(times.user + times.system for times in (process.cpu_times() for process in self._processes()))
+        return float(sum(times.user + times.system for times in (process.cpu_times() for process in self._processes())))
 
     def resident_bytes(self) -> int:
         return sum(int(process.memory_info().rss) for process in self._processes())

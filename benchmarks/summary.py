@@ -13,6 +13,7 @@ import numpy as np
 
 import overall
 import product_tables
+import service_tables
 import standings
 import tally
 
@@ -267,6 +268,7 @@ def main() -> None:
         if prefix == "tournament":
             lines += ["### All models", "", *overall.section(documents)]
     lines += solvers()
+    lines += service_tables.section(RESULTS)
     (RESULTS / "README.md").write_text("\n".join(lines).rstrip() + "\n")
     print("\n".join(lines))
 

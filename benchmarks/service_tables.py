@@ -1,0 +1,84 @@
+"""The service's results as tables: what `load.py`, `hostile.py`, `durability.py` and `two_workers.py` have measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+GOALS_MS = {"plans": 150, "large": 1000, "lists": 50}
+MEANINGS = {
+    "plans": "plans from a stored profile, 210 units x 6 formats, every budget another, open loop",
+    "large": "the same for 44,544 units, one after the other (the first of them reads the profile)",
+    "lists": "10,000 stored plans listed, filtered and sorted, open loop",
+    "repeated": "plans asked for again",
+    "memory": "resident memory while plans are asked for",
+}
+
+
+def section(results: Path) -> list[str]:
+    """The lines of all files that are there."""
+    lines = ["## The service", ""]
+    for name, table in (("load", load), ("hostile", hostile), ("durability", durability), ("two-workers", two_workers)):
+        path = results / f"{name}.json"
+        if path.exists():
+            lines += [*table(json.loads(path.read_text())), ""]
+    return lines
+
+
+def load(document: dict[str, Any]) -> list[str]:
+    lines = [
+        "| requests | due a second | p50 ms | p99 ms | goal for p99 | server's processor ms a request |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, found in document["results"].items():
+        if "p99_ms" not in found:
+            continue
+        due = "one at a time" if found["rate"] is None else f"{found['rate']:g}"
+        goal = f"{GOALS_MS[name]} ms" if name in GOALS_MS else ""
+        cells = (MEANINGS[name], due, f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", goal, found["server_cpu_ms_a_request"])
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    note = [document["note"], ""] if "note" in document else []
+    return [*lines, "", *note, made_by(document)]
+
+
+def hostile(document: dict[str, Any]) -> list[str]:
+    requests, operations = document["requests"], document["operations"]
+    failures = "none failed" if not document["failures"] else f"failed: {', '.join(document['failures'])}"
+    sentence = f"{requests:,} generated requests over {operations} operations, {len(document['checks'])} checks each: {failures}."
+    return [sentence, "", made_by(document)]
+
+
+def durability(document: dict[str, Any]) -> list[str]:
+    lines = [
+        "| store | kills | jobs by their end | pieces of work | damage |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, found in document["runs"].items():
+        kills, ends = (", ".join(f"{count} {what}" for what, count in found[key].items()) for key in ("kills", "jobs"))
+        damage = ", ".join(f"{len(things)} {what}" for what, things in found["damage"].items() if things) or "none"
+        lines.append(f"| {name} | {kills} | {ends} | {found['pieces_of_work']} | {damage} |")
+    return [*lines, "", made_by(document)]
+
+
+def two_workers(document: dict[str, Any]) -> list[str]:
+    one, two = document["one worker"], document["two workers"]
+    same = "the same table" if document["same_table"] else "ANOTHER TABLE"
+    shares = " and ".join(str(share) for share in two["rounding_and_sums_by_worker"])
+    load_before = document["machine"].get("load_before")
+    busy = "" if load_before is None else f" Load average before: {load_before:.1f} on {document['machine']['cores']} cores."
+    return [
+        f"Two workers on one profile of 30 blocks, PostgreSQL: {shares} of the pieces that can be shared, {same}, "
+        f"{two['done_twice']} done twice; {document['throughput_ratio']:.2f} times the throughput of one "
+        f"({one['seconds']:.0f} s and {two['seconds']:.0f} s).{busy}",
+        "",
+        made_by(document),
+    ]
+
+
+def made_by(document: dict[str, Any]) -> str:
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    return (
+        f"`{document['command'].strip()}`, {document['date'][:10]}, {machine['processor']}, {machine['cores']} cores, {versions}"
+    )
