@@ -340,7 +340,7 @@ class TestProcesses:
             assert supervisor.worker_pid is not None
             os.kill(supervisor.worker_pid, signal.SIGKILL)
             done = ended(jobs, job)
-            assert store.worker_alive()
+            assert supervisor.worker_pid in [worker.pid for worker in store.workers.list()]
         assert (done.status, done.attempt) == ("succeeded", 2)
         pieces = [line.split("\t")[0].partition(" ")[2] for line in journal.read_text().splitlines()]
         assert pieces == [f"piece {number}" for number in range(5)]

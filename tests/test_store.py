@@ -79,13 +79,6 @@ def _write_and_fail(store: Store) -> None:
         _ = 1 / 0
 
 
-def test_the_workers_sign_of_life_grows_old(store: Store) -> None:
-    assert not store.worker_alive()
-    store.beat()
-    assert store.worker_alive()
-    assert not store.worker_alive(within_seconds=-1)
-
-
 def test_times_sort_as_text() -> None:
     moments = [timestamp(seconds_ago=seconds) for seconds in (86400.0 * 400, 3600.0, 61.0, 0.5, 0.0)]
     assert moments == sorted(moments)

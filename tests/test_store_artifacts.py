@@ -251,7 +251,7 @@ def test_paths_that_lead_out_are_refused(home: Path, tmp_path: Path, relative: s
             call()
 
 
-@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", ".hidden", "a/../../b"])
+@pytest.mark.parametrize("name", ["../../outside", "/var/outside", ".hidden", "a/../../b"])
 def test_a_manifest_cannot_write_outside(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"
     root.mkdir()

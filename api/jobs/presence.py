@@ -61,7 +61,6 @@ class Presence:
         with self._lock:
             self._view = self._view.model_copy(update={"beat": self._view.beat + 1, "job_id": job_id})
             self._store.workers.beat(self._view)
-            self._store.beat()
 
 
 class Watch:

@@ -31,7 +31,7 @@ from .plans import StoredPlan
 from .replies import Replies
 from .sessions import Sessions
 from .sweeps import Sweeps
-from .tables import InventoryRow, MarkRow, PlanRow, ProfileRow, timestamp
+from .tables import InventoryRow, PlanRow, ProfileRow, timestamp
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -205,17 +205,3 @@ class Store:
         """The models that were inspected, the one used last first."""
         with self.database.read() as session:
             return list_models(session)
-
-    # The worker's sign of life
-
-    @patient
-    def beat(self) -> None:
-        """Say that a worker is alive now."""
-        with self.database.write() as session:
-            session.merge(MarkRow(name="heartbeat", value=timestamp()))
-
-    @patient
-    def worker_alive(self, within_seconds: float = 30.0) -> bool:
-        with self.database.read() as session:
-            row = session.get(MarkRow, "heartbeat")
-        return row is not None and row.value >= timestamp(seconds_ago=within_seconds)

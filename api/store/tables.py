@@ -10,7 +10,7 @@
     sessions        browsers that were let in for a key, by the hash of their cookie
     workers         processes that do jobs, and their last sign of life
     replies         first replies to requests that carried an Idempotency-Key
-    marks           named strings: the schema's version, the worker's heartbeat
+    marks           named strings: the schema's version
 
 Documents are kept as the JSON text that was put in. Rows are numbered as they come, so that number order is time order
 and a number is a place to go on from.
