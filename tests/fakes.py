@@ -261,7 +261,6 @@ def _tell(progress: Any, stage: str, total: int) -> None:
 
 def do_oldest_job(store: Store, settings: Settings) -> JobView:
     """Do the oldest job of a service's store, here and now, without the engine."""
-    from at_once import do_job
+    from hands import do
 
-    job = store.jobs.active("queued")[0]
-    return do_job(job, store, settings.home)
+    return do(store.jobs.active("queued")[0], store, settings)
