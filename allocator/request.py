@@ -161,11 +161,11 @@ class PlanRequest:
             check_pin(pattern)
 
     def _check_latency(self) -> None:
+        if self.latency_ms is None and self.latency_device is None:
+            return
         _known("latency device", self.timed_on, devices())
         if self.latency_ms is None:
-            if self.latency_device is not None:
-                raise UsageError(f"latency device {self.latency_device!r} without a limit does nothing; add --latency-ms")
-            return
+            raise UsageError(f"latency device {self.latency_device!r} without a limit does nothing; add --latency-ms")
         if not (math.isfinite(self.latency_ms) and 0 < self.latency_ms <= LONGEST):
             raise UsageError(
                 f"a latency of {self.latency_ms} ms cannot be kept; give milliseconds above zero, at most {LONGEST:g}"

@@ -92,8 +92,10 @@ def _key_unchecked(path: Path) -> str | None:
     try:
         if path.is_file():
             return _key([path])
-        weights = sorted(path.glob("*.safetensors"))
-        return _key([*weights, *sorted(path.glob("*.json"))] if (path / "config.json").exists() else weights)
+        names = sorted(os.listdir(path))
+        weights = [path / name for name in names if name.endswith(".safetensors")]
+        described = [path / name for name in names if name.endswith(".json")] if "config.json" in names else []
+        return _key(weights + described)
     except OSError:
         return None
 
@@ -237,5 +239,6 @@ def _check_shards(folder: Path) -> None:
 
 
 def _key(files: list[Path]) -> str:
-    state = [(file.name, str(file.parent), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [file.stat() for file in files]
+    state = [(file.name, str(file.parent), found.st_size, found.st_mtime_ns) for file, found in zip(files, stats, strict=True)]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()

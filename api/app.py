@@ -20,6 +20,7 @@ from .guard import Guard
 from .jobs.engine import Engine
 from .jobs.presence import Watch, host_name
 from .jobs.queue import Jobs
+from .lanes import Lanes
 from .metrics import Metrics
 from .observer import Observer
 from .openapi import describe
@@ -38,12 +39,12 @@ def create_app(settings: Settings) -> FastAPI:
     store = Store.open(settings.database_url)
     engine = Engine(settings.database_url)
     queue, watch = Jobs(store, engine), Watch(host_name())
-    metrics, planner = Metrics(store, queue, watch), Planner(store, settings.home)
+    metrics, lanes = Metrics(store, queue, watch), Lanes()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        planner.close()
+        lanes.close()
         engine.close()
         store.close()
 
@@ -59,7 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.store = store
     app.state.jobs = queue
-    app.state.planner = planner
+    app.state.planner = Planner(store, settings.home)
+    app.state.lanes = lanes
     app.state.artifacts = Artifacts(settings.artifacts_root)
     app.state.watch = watch
     app.state.metrics = metrics

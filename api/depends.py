@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from .jobs.presence import Watch
 from .jobs.queue import Jobs
+from .lanes import Lanes
 from .metrics import Metrics
 from .planning import Planner
 from .problems import MEDIA_TYPE
@@ -45,6 +46,11 @@ async def _planner(request: Request) -> Planner:
     return planner
 
 
+async def _lanes(request: Request) -> Lanes:
+    lanes: Lanes = request.app.state.lanes
+    return lanes
+
+
 async def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
@@ -60,6 +66,7 @@ StoreDep = Annotated[Store, Depends(_store)]
 JobsDep = Annotated[Jobs, Depends(_jobs)]
 ArtifactsDep = Annotated[Artifacts, Depends(_artifacts)]
 PlannerDep = Annotated[Planner, Depends(_planner)]
+LanesDep = Annotated[Lanes, Depends(_lanes)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 WatchDep = Annotated[Watch, Depends(_watch)]
 KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]

@@ -7,14 +7,10 @@ once it is there, so the planner keeps what it has read, and everything of a pro
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..allocator.errors import NotFound
 from .kept import Kept
@@ -27,12 +23,10 @@ if TYPE_CHECKING:
     from ..allocator.document import PlanDocument, PlanWriter
 
 Profile: TypeAlias = "tuple[SensitivityReport, ProfileBody]"
-Result = TypeVar("Result")
 KEPT_ENTRIES = 64
 KEPT_UNITS = 200_000  # of all that is kept of one kind; see `benchmarks/load.py` for what that is in bytes
 KEPT_KEYS = 10_000
 PAGE = 200
-THREADS = 2
 
 
 def check_body(body: ProfileBody, settings: Settings) -> None:
@@ -50,20 +44,11 @@ class Planner:
     """Plans for the routes. Safe from several threads."""
 
     def __init__(self, store: Store, home: Path) -> None:
-        self._threads = ThreadPoolExecutor(THREADS, "bitplan-planning")
         self._store, self._home = store, home
         self._keys: Kept[str, str] = Kept(KEPT_KEYS, KEPT_KEYS, lambda _: 1)
         self._inventories: Kept[tuple[str, str], Inventory] = Kept(KEPT_ENTRIES, KEPT_UNITS, lambda kept: len(kept.units))
         self._profiles: Kept[str, Profile] = Kept(KEPT_ENTRIES, KEPT_UNITS, lambda kept: len(kept[0].units))
         self._writers: Kept[tuple[Any, ...], PlanWriter] = Kept(KEPT_ENTRIES, KEPT_UNITS, lambda kept: kept.units)
-
-    def close(self) -> None:
-        self._threads.shutdown()
-
-    async def in_turn(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns, done by one of the few threads that plan: more at once would only take the interpreter from each
-        other, and from the loop that answers everybody else."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work)
 
     def ready(self, body: PlanBody) -> PlanDocument | None:
         """The plan for a checked body, when the model was inspected and profiled before; None when that is still to be done.

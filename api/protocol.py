@@ -1,8 +1,9 @@
 """How the socket is served: uvicorn with an end to patience.
 
-uvicorn closes a connection that says nothing between two requests, but waits for ever for the end of a request's head: a
-few thousand connections that send a byte a minute would take up the service. Here the head of every request has to be
-there HEAD_SECONDS after its first byte, or after the connection was opened. Bodies are the guard's to time.
+uvicorn closes a connection that says nothing between two requests, but waits for ever for the end of a request's head, and
+keeps as much of it as is sent: a few thousand connections that send a byte a minute would take up the service. Here the
+head of every request has to be there HEAD_SECONDS after its first byte, or after the connection was opened, and within
+HEAD_BYTES. Bodies are the guard's to time and to measure.
 """
 
 from __future__ import annotations
@@ -10,30 +11,42 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 32 * 1024
+TOO_LONG = f"the head of a request may have {HEAD_BYTES} bytes at most"
 KEEP_ALIVE_SECONDS = 15
 CONNECTIONS = 1000  # beyond these, requests are answered 503 at once
 
 
-class ImpatientProtocol(H11Protocol):
-    """HTTP/1.1 in which the head of a request may take HEAD_SECONDS at most."""
+class ImpatientProtocol(HttpToolsProtocol):
+    """HTTP/1.1 in which the head of a request may take HEAD_SECONDS and HEAD_BYTES at most."""
 
     _head: asyncio.TimerHandle | None = None
+    _head_bytes = 0  # what has arrived of an unfinished head, less the read in which it began: that held more, perhaps
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
-        if self._head is None and self.conn.their_state is h11.IDLE:
-            self._expect_head()
+        self._head_bytes += len(data)
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._stop_waiting()
+        if self._head is not None and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(TOO_LONG)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+        if self._head is None:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+            raise ValueError(TOO_LONG)  # which the parser turns into an answer
+        super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -57,7 +70,6 @@ class ImpatientProtocol(H11Protocol):
 PATIENCE: dict[str, Any] = {
     "http": ImpatientProtocol,
     "ws": "none",
-    "h11_max_incomplete_event_size": HEAD_BYTES,
     "limit_concurrency": CONNECTIONS,
     "timeout_keep_alive": KEEP_ALIVE_SECONDS,
     "server_header": False,

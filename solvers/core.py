@@ -43,11 +43,12 @@ class Warm:
 
     tables: ScaledTables
     steps: HullSteps
+    least: tuple[int, ...]
 
     @classmethod
     def up(cls, problem: ChoiceProblem) -> Warm:
         tables = scaled(problem)
-        return cls(tables, hull_steps(tables.loss, tables.cost[0], tables.allowed))
+        return cls(tables, hull_steps(tables.loss, tables.cost[0], tables.allowed), least_costs(problem))
 
     def under(self, problem: ChoiceProblem) -> ScaledTables:
         """`scaled(problem)`, of a problem that is `within` other limits."""
@@ -64,7 +65,7 @@ def solve(problem: ChoiceProblem, *, time_limit: float | None = None, warm: Warm
     """
     started = time.perf_counter()
     check_plain(problem, "core")
-    least = least_costs(problem)
+    least = least_costs(problem) if warm is None else warm.least
     if least[0] > problem.limit[0]:
         return without_choice(problem, least, "core", started, ("the limit of resource 0",))
     tables = scaled(problem) if warm is None else warm.under(problem)

@@ -74,7 +74,7 @@ def _check_whole(name: str, table: npt.NDArray[Any]) -> None:
 
 
 def _check_bounds(limit: npt.NDArray[Any], floor: npt.NDArray[Any]) -> None:
-    if max(np.abs(table.astype(object)).max() for table in (limit, floor)) >= 2**62:
+    if max(abs(number) for table in (limit, floor) for number in table.tolist()) >= 2**62:
         raise ValueError("limit and floor must stay below 2**62; a limit beyond every cost can be stated as the largest total")
     if np.any((floor > limit) & (floor > 0)):
         resource = int(((floor > limit) & (floor > 0)).argmax())

@@ -25,7 +25,6 @@ FLOORS: dict[str, tuple[set[str], set[str]]] = {
             "dbos",
             "fastapi",
             "fsspec",
-            "h11",
             "httpx2",
             "jinja2",
             "limits",

@@ -323,6 +323,26 @@ class TestSockets:
             connection.sendall(b"GET /hea")
             assert _until_closed(connection) == b""
 
+    def test_a_head_is_short_however_it_arrives(self, service: Guests) -> None:
+        start, line = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"X-Long: " + b"x" * 8000
+        with on_a_socket(service) as address:
+            with socket.create_connection(address) as connection:
+                connection.sendall(start + b"\r\n".join([line] * 5) + b"\r\n\r\n")
+                assert _until_closed(connection).startswith(b"HTTP/1.1 400")
+            with socket.create_connection(address) as connection:
+                connection.settimeout(0.05)
+                connection.sendall(start)
+                for sent in range(100):
+                    try:
+                        connection.sendall(line[:-1] if sent else b"X-Endless: ")
+                        connection.recv(4096)
+                    except TimeoutError:
+                        continue
+                    except ConnectionError:
+                        pass
+                    break
+                assert sent < 20
+
     def test_what_is_no_http_is_refused(self, service: Guests) -> None:
         junk = [
             b"\x16\x03\x01\x02\x00",

@@ -17,6 +17,7 @@ from ..depends import (
     Cursor,
     JobsDep,
     KeyHeader,
+    LanesDep,
     Limit,
     MetricsDep,
     PlannerDep,
@@ -44,6 +45,7 @@ async def create(
     store: StoreDep,
     jobs: JobsDep,
     planner: PlannerDep,
+    lanes: LanesDep,
     metrics: MetricsDep,
     settings: SettingsDep,
     principal: PrincipalDep,
@@ -66,7 +68,7 @@ async def create(
         return Reply(201 if stored.new else 200, stored.text(), headers)
 
     asked = partial(store.replies.answer_once, key, "plans", body, answer, principal.name)
-    return as_response(await planner.in_turn(asked))
+    return as_response(await lanes.run(("plan", body.model_dump_json(exclude={"budget"})), asked))
 
 
 @router.get("", operation_id="plans_list")

@@ -15,6 +15,7 @@ from ..depends import (
     Cursor,
     JobsDep,
     KeyHeader,
+    LanesDep,
     Limit,
     PlannerDep,
     SettingsDep,
@@ -36,6 +37,7 @@ async def create(
     store: StoreDep,
     jobs: JobsDep,
     planner: PlannerDep,
+    lanes: LanesDep,
     settings: SettingsDep,
     principal: PrincipalDep,
     key: KeyHeader = None,
@@ -51,7 +53,7 @@ async def create(
         return Reply(200, _dump(report, body), {"content-type": "application/json", "location": f"/v1/profiles/{report.id}"})
 
     asked = partial(store.replies.answer_once, key, "profiles", body, answer, principal.name)
-    return as_response(await planner.in_turn(asked))
+    return as_response(await lanes.run(("profile", body.model_dump_json()), asked))
 
 
 @router.get("", operation_id="profiles_list")
@@ -71,7 +73,7 @@ def get(profile_id: str, store: StoreDep) -> Response:
 
 
 @router.get("/{profile_id}/frontier", operation_id="profiles_frontier")
-async def frontier(profile_id: str, planner: PlannerDep, target: str = "native") -> dict[str, Any]:
+async def frontier(profile_id: str, planner: PlannerDep, lanes: LanesDep, target: str = "native") -> dict[str, Any]:
     """The best loss for every number of bytes."""
 
     def points() -> dict[str, Any]:
@@ -79,19 +81,21 @@ async def frontier(profile_id: str, planner: PlannerDep, target: str = "native")
         about = {"profile_id": plan.provenance.profile_id, "model": plan.model.id, "target": target}
         return {**about, "quantity": plan.predicted.quantity, "points": plan.frontier()}
 
-    return await planner.in_turn(points)
+    return await lanes.run(("frontier", profile_id, target), points)
 
 
 @router.get("/{profile_id}/plan", operation_id="profiles_plan", response_model=allocator.Plan)
 async def preview(
     profile_id: str,
     planner: PlannerDep,
+    lanes: LanesDep,
     budget: Annotated[str, Query(min_length=1, examples=["60MiB", "3.25bpw", "40%"])],
     target: str = "native",
     solver: str = "best",
 ) -> Response:
     """The plan that a POST of the profile's settings with this budget returns, under the same id; it is not stored."""
-    plan = await planner.in_turn(partial(planner.preview, profile_id, budget, target, solver))
+    asked = partial(planner.preview, profile_id, budget, target, solver)
+    plan = await lanes.run(("preview", profile_id, target, solver), asked)
     return Response(plan.text, media_type="application/json")
 
 
