@@ -5,7 +5,7 @@
 plans      plans from a stored profile of 210 units x 6 formats, every budget another, in an open loop
 large      the same for 44,544 units, one after the other
 lists      10,000 stored plans listed, filtered, sorted and paged through
-repeated   plans asked for again with an Idempotency-Key
+repeated   1,000 plans asked for again with the Idempotency-Key that they were made under
 memory     resident memory of the server while 50,000 more requests are answered as fast as it can
 
 Latencies are counted from when a request was due (see `open_loop.py`). There is no worker, which would measure when it has
@@ -44,7 +44,9 @@ RESULTS = Path(__file__).parent / "results" / "load.json"
 GOALS = {"plans": 150.0, "large": 1000.0, "lists": 50.0, "repeated": 150.0}  # milliseconds at the 99th percentile
 STORED = 10_000
 SAMPLE_SECONDS = 1.0
-Requests = list[tuple[str, str, Any]]
+REPEATED = 1000
+BEYOND = 1_000_000  # the number of a plan that no other part asks for
+Requests = list[tuple[str, str, Any, dict[str, str]]]  # method, path, body, headers
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Model:
         while np.gcd(span, stride) > 1:
             stride += 1
         budgets = (str(self.least + number * stride % span) for number in range(first, first + count))
-        return [("POST", "/v1/plans", {"model": self.path, "formats": PALETTE, "budget": budget}) for budget in budgets]
+        return [("POST", "/v1/plans", {"model": self.path, "formats": PALETTE, "budget": budget}, {}) for budget in budgets]
 
 
 def prepare(home: Path) -> dict[str, Model]:
@@ -175,7 +177,7 @@ def listings(model: Model) -> Requests:
         "?target=vllm",
         "?budget=1GiB",
     )
-    return [("GET", f"/v1/plans{queries[number % len(queries)]}", None) for number in range(1000)]
+    return [("GET", f"/v1/plans{queries[number % len(queries)]}", None, {}) for number in range(1000)]
 
 
 def memory(server: Server, model: Model, first: int, count: int, connections: int) -> dict[str, Any]:
@@ -245,7 +247,10 @@ def run(home: Path, options: argparse.Namespace) -> dict[str, Any]:
         server.ask(dense.plans(0, 100), connections, None)
 
         def again() -> dict[str, Any]:
-            return measured(server, dense.plans(100, count), connections, options.rate, 200)
+            asked = enumerate(dense.plans(BEYOND, REPEATED))
+            keyed: Requests = [(*request[:3], {"idempotency-key": f"load-{n}"}) for n, request in asked]
+            server.ask(keyed, connections, None)
+            return measured(server, keyed, connections, options.rate)
 
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "plans": lambda: measured(server, dense.plans(100, count), connections, options.rate),

@@ -5,8 +5,8 @@
 A latency runs from the moment when a request was due, not from when it could be sent: time spent waiting for a connection
 or behind slow answers counts (a client that waits for its answers omits just the requests that would have been slow). The
 specification: `host`, `port`, `connections`, `rate` a second (null: as fast as the connections allow), and `requests`, each
-`[method, path, body]`. The result: for each request `[milliseconds, status, bytes, id]`, where `id` is the first "id" of the
-body, and how late the client itself was in asking, at worst.
+`[method, path, body, headers]`. The result: for each request `[milliseconds, status, bytes, id]`, where `id` is the first "id"
+of the body, and how late the client itself was in asking, at worst.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ def _moments(begin: float, rate: float | None, count: int) -> Iterator[float]:
     return (begin + (number / rate if rate else 0.0) for number in range(count))
 
 
-def _encoded(host: str, port: int, method: str, path: str, body: Any) -> bytes:
+def _encoded(host: str, port: int, method: str, path: str, body: Any, headers: dict[str, str]) -> bytes:
     content = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nhost: {host}:{port}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     if content:
         head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n"
     return head.encode() + b"\r\n" + content

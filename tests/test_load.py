@@ -27,6 +27,7 @@ from bitplan.api.store import Store
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 CONNECTIONS, PLANS = 32, 160
+Requests = list[tuple[str, str, Any, dict[str, str]]]
 
 
 def program(name: str) -> ModuleType:
@@ -69,14 +70,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Pat
         yield port, model, settings
 
 
-def send(port: int, requests: list[tuple[str, str, Any]], rate: float | None = None) -> list[list[Any]]:
+def send(port: int, requests: Requests, rate: float | None = None) -> list[list[Any]]:
     specification = {"host": "127.0.0.1", "port": port, "connections": CONNECTIONS, "rate": rate, "requests": requests}
     answers: list[list[Any]] = asyncio.run(open_loop.run(specification))["answers"]
     return answers
 
 
-def plans(model: Path, budgets: list[int]) -> list[tuple[str, str, Any]]:
-    return [("POST", "/v1/plans", {"model": str(model), "formats": synthetic.PALETTE, "budget": str(b)}) for b in budgets]
+def plans(model: Path, budgets: list[int]) -> Requests:
+    return [("POST", "/v1/plans", {"model": str(model), "formats": synthetic.PALETTE, "budget": str(b)}, {}) for b in budgets]
 
 
 def test_distinct_budgets_at_once_are_distinct_plans_all_stored_and_all_right(service: tuple[int, Path, Settings]) -> None:
@@ -113,7 +114,7 @@ def test_one_budget_from_all_sides_is_one_plan_made_once(service: tuple[int, Pat
 def test_plans_lists_and_refusals_side_by_side(service: tuple[int, Path, Settings]) -> None:
     port, model, _ = service
     asked = plans(model, [9_000_001 + 1000 * number for number in range(20)])
-    lists = [("GET", "/v1/plans?sort=bytes&limit=5", None)] * 20
+    lists: Requests = [("GET", "/v1/plans?sort=bytes&limit=5", None, {})] * 20
     refused = plans(model, [1] * 20)
     mixed = [request for three in zip(asked, lists, refused, strict=True) for request in three]
     answers = send(port, mixed, rate=400.0)
@@ -137,7 +138,7 @@ def test_the_client_counts_from_when_a_request_was_due() -> None:
         server = await asyncio.start_server(slow, "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
-            requests = [("GET", "/", None)] * 10
+            requests: Requests = [("GET", "/", None, {})] * 10
             return await open_loop.run(
                 {"host": "127.0.0.1", "port": port, "connections": 1, "rate": 1000.0, "requests": requests}
             )
