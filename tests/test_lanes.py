@@ -76,6 +76,6 @@ def test_the_work_sees_the_callers_context(lanes: Lanes) -> None:
         return await lanes.run("kind", request.get)
 
     async def both() -> list[str]:
-        return await asyncio.gather(asked("one"), asked("two"))
+        return list(await asyncio.gather(asked("one"), asked("two")))
 
     assert asyncio.run(both()) == ["one", "two"]
