@@ -13,6 +13,7 @@ A file is written under a temporary name and renamed into place, so that a full 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,7 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..sensitivity.journal import journal
-from .errors import BitplanError
+from .errors import BitplanError, DiskFull
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def home_folder(home: Path | str | None = None) -> Path:
@@ -43,13 +46,14 @@ def home_folder(home: Path | str | None = None) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """While open, a disk that is full or may not be written becomes a BitplanError that names `path`."""
+    """While open, a disk that is full or may not be written becomes a DiskFull or BitplanError that names `path`."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":  # safetensors has a type of its own
             reason = getattr(error, "strerror", None) or error
-            raise BitplanError(f"{path} could not be written ({reason}); free some space or choose another place") from error
+            kind = DiskFull if getattr(error, "errno", None) in NO_ROOM else BitplanError
+            raise kind(f"{path} could not be written ({reason}); free some space or choose another place") from error
         raise
 
 

@@ -142,7 +142,7 @@ class Killer(threading.Thread):
 @contextmanager
 def fresh(database: str) -> Iterator[tuple[Path, str]]:
     """An empty folder, and the URL of an empty database."""
-    with tempfile.TemporaryDirectory(prefix="bitplan-durability-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bitplan-durability-", ignore_cleanup_errors=True) as folder:
         root = Path(folder)
         if database == "sqlite":
             yield root, f"sqlite:///{root / 'home' / 'bitplan.db'}"

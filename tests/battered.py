@@ -6,6 +6,7 @@ system would do; the worker is the service's own affair.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ from bitplan.api.schema import JobView
 from bitplan.api.store import Store
 
 SERVE = "import sys; from bitplan.api.serving import serve; serve('127.0.0.1', int(sys.argv[1]), sys.argv[2], lambda at: None)"
-RETRIED = (urllib.error.URLError, ConnectionError, TimeoutError, json.JSONDecodeError)
+RETRIED = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, json.JSONDecodeError)
 
 
 @dataclass

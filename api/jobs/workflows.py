@@ -7,13 +7,15 @@ back as it was: it returns a problem document, and the job ends with that.
 
 from __future__ import annotations
 
+import os
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dbos import DBOS
 from dbos._error import DBOSWorkflowCancelledError
+from sqlalchemy.exc import SQLAlchemyError
 
 from ...allocator.errors import BitplanError, Interrupted
 from ..logs import log
@@ -38,7 +40,8 @@ def register_workflows(desk: Desk) -> None:
 
     @DBOS.workflow(name=BLOCK)
     def block(job_id: str, name: str) -> Result | None:
-        return do_shared_piece(desk, job_id, name)
+        with _or_the_worker_ends():
+            return do_shared_piece(desk, job_id, name)
 
 
 def _register(desk: Desk, kind: JobKind, body: Body) -> None:
@@ -46,11 +49,26 @@ def _register(desk: Desk, kind: JobKind, body: Body) -> None:
 
     @DBOS.workflow(name=kind, max_recovery_attempts=limit)
     def run(job_id: str) -> None:
-        perform(desk, job_id, body)
+        with _or_the_worker_ends():
+            perform(desk, job_id, body)
+
+
+@contextmanager
+def _or_the_worker_ends() -> Iterator[None]:
+    """For the whole of a workflow. One that an error leaves would stay with this worker for ever, since only what dead workers
+    ran is taken over, and an error that comes so far is one that could not be written down: the disk of the database is full,
+    or it was away for longer than anybody's patience. So this process ends, and the next one goes on."""
+    try:
+        yield
+    except DBOSWorkflowCancelledError:
+        raise
+    except Exception:
+        log.exception("cannot write down what becomes of a job; this worker ends, and another goes on")
+        os._exit(1)
 
 
 def perform(desk: Desk, job_id: str, body: Body) -> None:
-    """Do a job and write down how it ended. Only a death of this process can keep it from ending."""
+    """Do a job and write down how it ended. Raises an error of the database when that is not possible."""
     job = desk.store.jobs.begin(job_id)
     if job.finished:
         return
@@ -66,8 +84,10 @@ def perform(desk: Desk, job_id: str, body: Body) -> None:
         desk.store.jobs.finish(job.id, problem=error.problem)
     except BitplanError as error:
         desk.store.jobs.finish(job.id, problem=problem_of(error))
+    except SQLAlchemyError:  # of the engine, which could not note a step
+        raise
     except Exception as error:
-        traceback.print_exc()
+        about.exception("unexpected error")
         detail = f"{type(error).__name__}: {error}; the worker's log has the traceback"
         desk.store.jobs.finish(job.id, problem=other_problem("internal-error", detail))
     else:
