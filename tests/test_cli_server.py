@@ -160,6 +160,7 @@ def test_the_server_may_be_named_by_the_environment(run: Run, url: str, monkeypa
     monkeypatch.setenv("BITPLAN_HOME", "elsewhere")
     run("plan", "tiny", "--budget", "25%")
     assert len(run("list", "--json").document["items"]) == 1
+    assert "plan" in run("jobs").out
     assert not Path("elsewhere/bitplan.db").exists()
     monkeypatch.setenv("BITPLAN_SERVER", "http://127.0.0.1:9")
     monkeypatch.setattr("bitplan.api.client.persistence.FIRST_PAUSE", 0.01)

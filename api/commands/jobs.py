@@ -19,7 +19,9 @@ Limit = Annotated[int, typer.Option(min=1, max=200, help="At most so many.")]
 def jobs(context: typer.Context) -> None:
     """What a service is busy with; alone it lists, as `bitplan jobs list`."""
     if context.invoked_subcommand is None:
-        list_jobs()
+        command = context.command.get_command(context, "list")  # type: ignore[attr-defined]
+        with command.make_context("list", [], parent=context) as alone:
+            command.invoke(alone)
 
 
 @app.command("list")
