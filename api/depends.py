@@ -14,7 +14,7 @@ from .lanes import Lanes
 from .metrics import Metrics
 from .planning import Planner
 from .problems import MEDIA_TYPE
-from .schema import JobView
+from .schema import JobView, ListView
 from .settings import Settings
 from .store import Store
 from .store.artifacts import Artifacts
@@ -143,8 +143,10 @@ def tagged(request: Request, body: str) -> Response:
     return Response(body, headers=headers, media_type="application/json")
 
 
-def link_next(request: Request, response: Response, cursor: str | None) -> None:
-    """RFC 8288: where the next page is, relative to the service, whatever the request calls it."""
-    if cursor is not None:
-        url = request.url.include_query_params(cursor=cursor)
-        response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
+def as_page(request: Request, found: ListView[Any]) -> Response:
+    """A page of a list, and where the next one is (RFC 8288), relative to the service, whatever the request calls it."""
+    headers = {}
+    if found.next_cursor is not None:
+        url = request.url.include_query_params(cursor=found.next_cursor)
+        headers["link"] = f'<{url.path}?{url.query}>; rel="next"'
+    return Response(found.model_dump_json(), headers=headers, media_type="application/json")

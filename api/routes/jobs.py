@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from ..auth import PrincipalDep
-from ..depends import Cursor, JobsDep, Limit, link_next, problems
+from ..depends import Cursor, JobsDep, Limit, as_page, problems
 from ..jobs.watching import Glances
 from ..problems import MEDIA_TYPE, other_problem
 from ..schema import JobKind, JobStatus, JobView, ListView
@@ -35,10 +35,9 @@ JobDep = Annotated[JobView, Depends(_job)]
 GlancesDep = Annotated[Glances, Depends(_glances)]
 
 
-@router.get("", operation_id="jobs_list")
+@router.get("", operation_id="jobs_list", response_model=ListView[JobView])
 def index(
     request: Request,
-    response: Response,
     jobs: JobsDep,
     status: JobStatus | None = None,
     kind: JobKind | None = None,
@@ -46,11 +45,10 @@ def index(
     parent: str | None = None,
     cursor: Cursor = None,
     limit: Limit = 50,
-) -> ListView[JobView]:
+) -> Response:
     """Jobs, newest first."""
     found = jobs.list(status, kind, owner, parent, cursor, limit)
-    link_next(request, response, found.next_cursor)
-    return found
+    return as_page(request, found)
 
 
 @router.get("/{job_id}", operation_id="jobs_get")

@@ -23,9 +23,9 @@ from ..depends import (
     PlannerDep,
     SettingsDep,
     StoreDep,
+    as_page,
     as_response,
     job_reply,
-    link_next,
     problems,
     tagged,
 )
@@ -71,10 +71,9 @@ async def create(
     return as_response(await lanes.run(("plan", body.model_dump_json(exclude={"budget"})), asked))
 
 
-@router.get("", operation_id="plans_list")
+@router.get("", operation_id="plans_list", response_model=ListView[PlanSummary])
 def index(
     request: Request,
-    response: Response,
     store: StoreDep,
     model: str | None = None,
     target: str | None = None,
@@ -84,11 +83,10 @@ def index(
     sort: Annotated[str, Query(examples=["-created_at", "bytes", "-loss"])] = "-created_at",
     cursor: Cursor = None,
     limit: Limit = 50,
-) -> ListView[PlanSummary]:
+) -> Response:
     """Stored plans, newest first, or sorted by created_at, bytes, loss or stored_bits_per_weight; a minus turns it round."""
     found = store.plans(model, target, metric, budget, verified, sort, cursor, limit)
-    link_next(request, response, found.next_cursor)
-    return found
+    return as_page(request, found)
 
 
 @router.get("/{plan_id}", operation_id="plans_get", response_model=Plan, responses=NOT_MODIFIED)

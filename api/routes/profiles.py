@@ -20,9 +20,9 @@ from ..depends import (
     PlannerDep,
     SettingsDep,
     StoreDep,
+    as_page,
     as_response,
     job_reply,
-    link_next,
 )
 from ..planning import check_body
 from ..schema import ListView, ProfileBody, ProfileSummary
@@ -56,14 +56,11 @@ async def create(
     return as_response(await lanes.run(("profile", body.model_dump_json()), asked))
 
 
-@router.get("", operation_id="profiles_list")
-def index(
-    request: Request, response: Response, store: StoreDep, model: str | None = None, cursor: Cursor = None, limit: Limit = 50
-) -> ListView[ProfileSummary]:
+@router.get("", operation_id="profiles_list", response_model=ListView[ProfileSummary])
+def index(request: Request, store: StoreDep, model: str | None = None, cursor: Cursor = None, limit: Limit = 50) -> Response:
     """Stored profiles, newest first."""
     found = store.profiles(model, cursor, limit)
-    link_next(request, response, found.next_cursor)
-    return found
+    return as_page(request, found)
 
 
 @router.get("/{profile_id}", operation_id="profiles_get")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from ..auth import PrincipalDep
-from ..depends import Cursor, JobsDep, KeyHeader, Limit, SettingsDep, StoreDep, as_reply, as_response, link_next
+from ..depends import Cursor, JobsDep, KeyHeader, Limit, SettingsDep, StoreDep, as_page, as_reply, as_response
 from ..planning import check_body
 from ..schema import ListView, SweepBody, SweepView
 from ..store.replies import Reply
@@ -48,12 +48,11 @@ def create(
     return as_response(store.replies.answer_once(key, route, body, answer, principal.name))
 
 
-@router.get("", operation_id="sweeps_list")
-def index(request: Request, response: Response, store: StoreDep, cursor: Cursor = None, limit: Limit = 50) -> ListView[SweepView]:
+@router.get("", operation_id="sweeps_list", response_model=ListView[SweepView])
+def index(request: Request, store: StoreDep, cursor: Cursor = None, limit: Limit = 50) -> Response:
     """Sweeps with their cells, newest first."""
     found = store.sweeps.list(cursor, limit)
-    link_next(request, response, found.next_cursor)
-    return found
+    return as_page(request, found)
 
 
 @router.get("/{sweep_id}", operation_id="sweeps_get")
