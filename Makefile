@@ -11,6 +11,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 JOBS ?= 2
 # The tensors here are small: one thread a process is faster than many that wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
+# Tests start many processes; without kept bytecode each would compile the package anew.
+KEEP_BYTECODE := PYTHONDONTWRITEBYTECODE=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check serve bench clean
@@ -22,7 +24,7 @@ demo: $(VENV)/demo-model ## run the main job on a real model: profile, plan, qua
 	@$(BIN)/python -m bitplan.api.demo
 
 test: $(VENV)/installed ## run the whole test suite
-	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(ONE_THREAD) $(KEEP_BYTECODE) $(BIN)/pytest -n $(JOBS) $(PYTEST_ARGS)
 
 check: $(VENV)/installed ## run the linter, the formatter and the type checker
 	scripts/check

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 
 from bitplan import allocator
 from bitplan.allocator import Plan, PlanRequest, ProfileRequest
@@ -24,6 +23,8 @@ from bitplan.sensitivity.report import SensitivityReport
 from bitplan.sensitivity.units import Fixed, Inventory, Matrix, Unit
 
 if TYPE_CHECKING:
+    import pytest
+
     from bitplan.api.schema import JobView
     from bitplan.api.settings import Settings
     from bitplan.api.store import Store

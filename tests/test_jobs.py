@@ -67,11 +67,13 @@ import os, sys, time
 sys.path.insert(0, {tests!r})
 import fakes
 fakes.install()
+import bitplan.api.jobs.parents as parents, bitplan.api.jobs.worker as worker
+parents.POLL_SECONDS = parents.LONGEST_POLL_SECONDS = 0.05
+worker.BEAT_SECONDS, worker.POLL_SECONDS, worker.PIECE_POLL_SECONDS = 0.2, 0.05, 0.05
 {before}
-from bitplan.api.jobs.worker import main
-main()
+worker.main()
 """
-SLOW = "fakes._tell = lambda progress, stage, total: [(progress(stage, done, 40), time.sleep(0.05)) for done in range(41)]"
+SLOW = "fakes._tell = lambda progress, stage, total: [(progress(stage, done, 40), time.sleep(0.02)) for done in range(41)]"
 # Whoever inspects `poison` dies of it; `stubborn` never looks up; `slow` ones take three seconds.
 KILLER = """
 inspect = fakes.inspect_model
@@ -228,7 +230,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings,
     settings = Settings.from_environment(tmp_path_factory.mktemp("served"))
     with closing(Store.open(settings.database_url)) as store, closing(Engine(settings.database_url)) as engine:
         early = store.jobs.submit("inspect", {"model": "early"})  # a row that nobody asked the engine for
-        with Supervisor(settings, worker_command(KILLER)):
+        with pytest.MonkeyPatch.context() as patch, Supervisor(settings, worker_command(KILLER)):
+            patch.setattr("bitplan.api.jobs.supervisor.LONGEST_PAUSE_SECONDS", 0.1)
             assert ended(Jobs(store, engine), early).status == "succeeded"
             yield settings, store, Jobs(store, engine)
 
@@ -334,7 +337,7 @@ class TestProcesses:
     ) -> None:
         monkeypatch.setenv("BITPLAN_JOURNAL", str(tmp_path / "journal"))
         job = jobs.submit("profile", {"model": "tiny"})
-        with Supervisor(settings, worker_command(SLOW.replace("0.05", "0.005"))) as supervisor:
+        with Supervisor(settings, worker_command(SLOW.replace("0.02", "0.005"))) as supervisor:
             journal = tmp_path / "journal"
             until(jobs, job, lambda now: journal.exists() and len(journal.read_text().splitlines()) == 2)
             assert supervisor.worker_pid is not None
@@ -387,7 +390,7 @@ class TestProcesses:
         """It is away while work is under way, for longer than any single call waits."""
         with postgres.fresh_database() as url, postgres.Line(url) as line, closing(Store.open(url)) as store:
             settings = Settings.from_environment(tmp_path / "home", line.url)
-            with closing(Engine(url)) as engine, Supervisor(settings, worker_command(SLOW.replace("0.05", "0.02"))):
+            with closing(Engine(url)) as engine, Supervisor(settings, worker_command(SLOW)):
                 jobs = Jobs(store, engine)
                 job = jobs.submit("profile", {"model": "tiny"})
                 before = until(jobs, job, lambda now: now.progress is not None and now.progress.stage == "render")

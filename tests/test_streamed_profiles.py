@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -46,6 +45,48 @@ def whole(request_: ProfileRequest, whole_home: Path) -> SensitivityReport:
     report = known_profile(request_, whole_home)
     assert report is not None
     return report
+
+
+# Torch and the model's class are loaded once, and each fork of this program is killed at its own moment.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch, transformers.models.llama.modeling_llama
+from bitplan.allocator import ProfileRequest, profile_model
+model, homes, calibration, tokens, *formats = sys.argv[1:]
+left, replace = 18, Path.replace
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+def progress(stage, done, total):
+    if (stage, done, when) == ("stream", 8, "between tasks"):
+        kill()
+def killing(path, target):
+    global left
+    left -= ".spill" in str(path)
+    if left == 0:
+        kill()
+    return replace(path, target)
+request = ProfileRequest(model, "kl_fisher", tuple(formats), calibration, int(tokens), stream=True)
+for when in ("between tasks", "while writing"):
+    child = os.fork()
+    if child == 0:
+        if when == "while writing":
+            Path.replace = killing
+        profile_model(request, home=Path(homes, when), progress=progress)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, when
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(request_: ProfileRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The homes of two processes that were killed."""
+    homes = tmp_path_factory.mktemp("killed")
+    assert request_.formats is not None
+    arguments = [request_.model, str(homes), str(request_.calibration), str(request_.tokens), *request_.formats]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return homes
 
 
 def same(one: SensitivityReport, other: SensitivityReport) -> None:
@@ -143,42 +184,17 @@ class TestProfiles:
 
     @pytest.mark.parametrize("when", ["between tasks", "while writing"])
     def test_it_survives_being_killed(
-        self, when: str, request_: ProfileRequest, whole: SensitivityReport, tmp_path: Path, watch: Watch
+        self, when: str, request_: ProfileRequest, whole: SensitivityReport, killed: Path, watch: Watch
     ) -> None:
         """kill -9 in another process: no handler runs, and a file may be half written."""
-        code = """
-import os, signal, sys
-from pathlib import Path
-from bitplan.allocator import ProfileRequest, profile_model
-model, home, calibration, tokens, when, *formats = sys.argv[1:]
-left, replace = 18, Path.replace
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-def progress(stage, done, total):
-    if (stage, done, when) == ("stream", 8, "between tasks"):
-        kill()
-def killing(path, target):
-    global left
-    left -= ".spill" in str(path)
-    if left == 0:
-        kill()
-    return replace(path, target)
-if when == "while writing":
-    Path.replace = killing
-request = ProfileRequest(model, "kl_fisher", tuple(formats), calibration, int(tokens), stream=True)
-profile_model(request, home=home, progress=progress)
-"""
-        assert request_.formats is not None
-        arguments = [request_.model, str(tmp_path), str(request_.calibration), str(request_.tokens), when, *request_.formats]
-        done = subprocess.run([sys.executable, "-c", code, *arguments], check=False, capture_output=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        spilled = list((tmp_path / "partial").glob("*.spill/*"))
+        home = killed / when
+        spilled = list((home / "partial").glob("*.spill/*"))
         assert len([path for path in spilled if path.suffix == ".tmp"]) == (when == "while writing")
-        same(profile_model(request_, home=tmp_path), whole)
+        same(profile_model(request_, home=home), whole)
         # Of the passes of four batches through ten tasks, these were still to do: those of sums and backward, two blocks each,
         # and, in the other case, seven of eight forward.
         assert watch.passed == (4 * 4 if when == "between tasks" else 4 * 4 + 7)
-        assert not list((tmp_path / "partial").iterdir())
+        assert not list((home / "partial").iterdir())
 
     def test_weights_that_are_no_numbers(self, request_: ProfileRequest, shelf: Shelf, tmp_path: Path) -> None:
         folder = shutil.copytree(shelf.model("llama"), tmp_path / "model")

@@ -21,7 +21,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def case(index: int) -> tuple[object, ...]:
-    """Over 112 of them every width meets every number of rows in two dtypes; the rest is drawn."""
+    """Over 56 of them every width meets every number of rows, and either meets every dtype; the rest is drawn."""
     drawn = random.Random(index)
     return (
         1 + index % 8,
@@ -36,7 +36,7 @@ def case(index: int) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize(
-    ("bits", "rows", "dtype", "shape", "group", "order", "zeros", "scales"), [case(index) for index in range(120)]
+    ("bits", "rows", "dtype", "shape", "group", "order", "zeros", "scales"), [case(index) for index in range(56)]
 )
 def test_agrees_with_float64(
     bits: int,

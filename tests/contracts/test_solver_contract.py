@@ -5,6 +5,7 @@ Certificates are checked by `check`, which knows nothing of the package: the pro
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from fractions import Fraction
@@ -129,11 +130,21 @@ def test_known_answers(solver: str, known: Known) -> None:
             assert tuple(solution.choice.tolist()) == known.choice
 
 
-@pytest.mark.parametrize("seed", range(12))
+def plain(family: str, seed: int) -> ChoiceProblem:
+    return random_problem(family, seed, 1 + seed % 7, 2 + seed % 4)
+
+
+@functools.cache
+def best_of(family: str, seed: int) -> Solution:
+    """Every choice tried, once for all solvers."""
+    return brute_force(plain(family, seed))
+
+
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_choice_is_better_than_an_optimal_one(solver: str, family: str, seed: int) -> None:
-    problem = random_problem(family, seed, 1 + seed % 7, 2 + seed % 4)
-    solution, best = SOLVERS[solver](problem), brute_force(problem)
+    problem = plain(family, seed)
+    solution, best = SOLVERS[solver](problem), best_of(family, seed)
     loss = hold(problem, solution)
     assert solution.certificate is not None
     assert best.choice is not None
@@ -178,7 +189,7 @@ def test_the_same_problem_gets_the_same_answer(solver: str, family: str) -> None
     assert first.certificate == second.certificate
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", ["layers", "wild", "wide"])  # no ties: the answer itself is permuted
 def test_permuting_items_permutes_the_answer(solver: str, family: str, seed: int) -> None:
     problem = random_problem(family, seed, 40, 5)
@@ -239,9 +250,9 @@ def test_more_budget_never_hurts(solver: str, family: str) -> None:
     problem = random_problem(family, 10, 30, 5)
     least = int(np.where(problem.allowed, problem.cost[0], problem.cost.max()).min(axis=1).sum())
     most = int(np.where(problem.allowed, problem.cost[0], 0).max(axis=1).sum())
-    answers = [SOLVERS[solver](changed(problem, limit=np.array([limit]))) for limit in np.linspace(least, most, 15).astype(int)]
+    answers = [SOLVERS[solver](changed(problem, limit=np.array([limit]))) for limit in np.linspace(least, most, 8).astype(int)]
     bounds = [answer.certificate.lower_bound for answer in answers if answer.certificate is not None]
-    assert len(bounds) == 15
+    assert len(bounds) == 8
     assert all(after <= before for before, after in itertools.pairwise(bounds))
     if solver in EXACT:
         losses = [answer.loss for answer in answers]
@@ -277,6 +288,11 @@ def solved_or_refused(name: str, problem: ChoiceProblem) -> tuple[Solution | Non
         return None, str(error)
 
 
+@functools.cache
+def best_of_ruled(family: str, seed: int) -> Solution:
+    return brute_force(ruled(family, seed, 2 + seed, 3))
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", SOLVERS)
@@ -287,7 +303,7 @@ def test_rules_and_further_resources_are_kept_or_refused(name: str, family: str,
         assert name not in ANY_ROWS
         assert "use `best`" in refusal
         return
-    truth = brute_force(problem)
+    truth = best_of_ruled(family, seed)
     if solution.choice is None:
         assert solution.status is Status.LIMIT or truth.choice is None
         assert name in ("uniform", "random", "evolution", "greedy") or solution.status is Status.INFEASIBLE
