@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-GOALS_MS = {"plans": 150, "large": 1000, "lists": 50}
+GOALS_MS = {"plans": 150, "large": 1000, "lists": 50, "repeated": 150}
 MEANINGS = {
     "plans": "plans from a stored profile, 210 units x 6 formats, every budget another, open loop",
     "large": "the same for 44,544 units, one after the other (the first of them reads the profile)",
     "lists": "10,000 stored plans listed, filtered and sorted, open loop",
-    "repeated": "plans asked for again",
+    "repeated": "plans asked for again under their Idempotency-Key, open loop",
     "memory": "resident memory while plans are asked for",
 }
 
@@ -38,8 +38,27 @@ def load(document: dict[str, Any]) -> list[str]:
         goal = f"{GOALS_MS[name]} ms" if name in GOALS_MS else ""
         cells = (MEANINGS[name], due, f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", goal, found["server_cpu_ms_a_request"])
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    note = [document["note"], ""] if "note" in document else []
-    return [*lines, "", *note, made_by(document)]
+    return [*lines, "", *_beside_the_table(document), made_by(document)]
+
+
+def _beside_the_table(document: dict[str, Any]) -> list[str]:
+    results, sentences = document["results"], []
+    if plans := results.get("plans"):
+        sentences.append(f"Of {plans['rate']:g} plans a second that were due {plans['answered_a_second']:g} were answered.")
+    if held := results.get("held"):
+        tried = ", ".join(f"{milliseconds:.0f} ms at {rate}" for rate, milliseconds in held["p99_ms_at"].items())
+        sentences.append(f"The goal for p99 was kept up to {held['plans_a_second']} plans a second ({tried}).")
+    if memory := results.get("memory"):
+        sentences.append(
+            f"Resident memory over {memory['requests']:,} requests, half of them for new plans: {memory['first_mib']:g} MiB "
+            f"after a fifth of them, {memory['last_mib']:g} MiB at the end, {memory['bytes_a_request']:g} bytes a request; "
+            f"{memory['answered_a_second']:g} answered a second."
+        )
+    if additions := document["machine"].get("seconds_of_additions"):
+        sentences.append(
+            f"10^7 additions in a Python loop took {additions[0]:.2f} s on one core before and {additions[1]:.2f} s after."
+        )
+    return [" ".join(sentences), ""] if sentences else []
 
 
 def hostile(document: dict[str, Any]) -> list[str]:

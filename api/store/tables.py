@@ -27,7 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from ...allocator.errors import UsageError
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 
 
 class Words(TypeDecorator[str]):
@@ -64,6 +64,7 @@ class Numbered(Base):
 
 class PlanRow(Numbered):
     __tablename__ = "plans"
+    __table_args__ = tuple(Index(f"ix_plans_model_{name}", "model", name) for name in ("bytes", "loss", "stored_bits_per_weight"))
     id: Mapped[str] = mapped_column(unique=True)
     model: Mapped[str] = mapped_column(index=True)
     target: Mapped[str]
