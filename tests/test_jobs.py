@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,7 @@ class TestAsking:
         assert jobs.cancel(job.id).status == "canceled"
         assert jobs.submit("inspect", {"model": "a"}).id != job.id
         assert jobs.counts() == {("inspect", "canceled"): 1, ("inspect", "queued"): 1}
+        assert jobs.engine.forget(datetime.now(UTC)) == 0
 
     @pytest.mark.parametrize(
         ("store", "engine"),
@@ -329,6 +331,17 @@ class TestWorkflows:
         assert jobs.cancel(stubborn.id).status == "canceling"
         assert ended(jobs, stubborn).status == "canceled"
         assert ended(jobs, jobs.submit("inspect", {"model": "after"})).status == "succeeded"
+
+    def test_what_ended_long_ago_is_forgotten_by_the_engine(self, served: tuple[Settings, Store, Jobs]) -> None:
+        _, _, jobs = served
+        ended(jobs, job := jobs.submit("inspect", {"model": "forgotten"}))
+        assert jobs.engine.forget(datetime.now(UTC) - timedelta(days=1)) == 0
+        count = jobs.engine.forget(datetime.now(UTC) + timedelta(days=1), dry_run=True)
+        assert count > 0
+        assert jobs.engine.states([job.id])
+        assert jobs.engine.forget(datetime.now(UTC) + timedelta(days=1)) == count
+        assert not jobs.engine.states([job.id])
+        assert jobs.get(job.id).status == "succeeded"
 
 
 class TestProcesses:

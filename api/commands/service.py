@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -50,6 +52,7 @@ def gc(
 ) -> None:
     """Delete what nobody needs any more: renderings and exports without a plan, old jobs. Plans and profiles stay."""
     from .. import arguments, bars, listings
+    from ..jobs.engine import Engine
     from ..store.artifacts import Artifacts
     from ..store.retention import collect_garbage
     from .place import local_state
@@ -58,6 +61,8 @@ def gc(
     with local_state() as (settings, store), bars.progress_bars() as tell:
         artifacts = Artifacts(settings.artifacts_root)
         report = collect_garbage(store, settings.home, artifacts, older_than_days=days, dry_run=dry_run, progress=tell)
+        with closing(Engine(settings.database_url)) as engine:
+            report.add("steps of ended jobs", engine.forget(datetime.now(UTC) - timedelta(days=days), dry_run=dry_run))
     show(report.to_json() if as_json else listings.garbage_table(report))
 
 

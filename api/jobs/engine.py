@@ -14,10 +14,12 @@ import importlib.metadata
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url
+from sqlalchemy.exc import ProgrammingError
 
 from ..logs import log
 from ..schema import JobKind, Progress
@@ -38,6 +40,7 @@ QUEUE_OF: dict[JobKind, str] = {
 }
 BLOCK = "block"  # the workflow of one piece of a profile
 ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+FORGOTTEN_AT_ONCE = 500
 DIED = "died "  # + a worker's id: attribute of a workflow that was running in that worker when it died
 
 
@@ -95,7 +98,7 @@ class Engine:
 
     def try_ask(self, job_id: str, kind: JobKind) -> bool:
         """The same, but false where that is not possible now; workers find what was not asked for."""
-        if self.url.startswith("sqlite") and not Path(self.url.removeprefix("sqlite:///")).exists():
+        if self._no_file_yet():
             return False
         try:
             self.ask(job_id, kind)
@@ -133,6 +136,22 @@ class Engine:
         if wanted:
             self.client.cancel_workflows(wanted)
 
+    def forget(self, before: datetime, *, dry_run: bool = False) -> int:
+        """Let go of all that had ended by then; how many workflows that is. None where no worker has made the tables yet.
+        Raises an error of the database when that is away."""
+        if self._no_file_yet():
+            return 0
+        try:
+            found = self.client.list_workflows(
+                status=list(ENDED), completed_before=before.isoformat(), load_input=False, load_output=False
+            )
+        except ProgrammingError:  # PostgreSQL without the tables
+            return 0
+        ids = [status.workflow_id for status in found]
+        for begin in range(0, 0 if dry_run else len(ids), FORGOTTEN_AT_ONCE):
+            self.client.delete_workflows(ids[begin : begin + FORGOTTEN_AT_ONCE])
+        return len(ids)
+
     def deaths(self, workflow_id: str) -> list[str]:
         """For each worker that died while it ran this workflow: where that was."""
         attributes = (self.states([workflow_id])[workflow_id].attributes or {}).items()
@@ -149,6 +168,9 @@ class Engine:
             if self._client is not None:
                 self._client.destroy()
                 self._client = None
+
+    def _no_file_yet(self) -> bool:
+        return self.url.startswith("sqlite") and not Path(self.url.removeprefix("sqlite:///")).exists()
 
     def _enqueue(self, workflow: str, queue: str, workflow_id: str, *arguments: str) -> None:
         self.client.enqueue(
