@@ -141,9 +141,9 @@ def _profile(model: str) -> Any:
 
 def measured(server: Server, requests: Requests, connections: int, rate: float | None, status: int = 201) -> dict[str, Any]:
     """Send and summarise. Raises RuntimeError unless every answer has the status."""
-    cpu = server.cpu_seconds()
+    cpu, (stolen, before) = server.cpu_seconds(), processor_seconds()
     result = server.ask(requests, connections, rate)
-    cpu = server.cpu_seconds() - cpu
+    cpu, (stolen_since, after) = server.cpu_seconds() - cpu, processor_seconds()
     answers = result["answers"]
     wrong = [answer[:2] for answer in answers if answer[1] != status]
     if wrong:
@@ -160,10 +160,17 @@ def measured(server: Server, requests: Requests, connections: int, rate: float |
         **quantiles,
         "max_ms": round(float(milliseconds.max()), 2),
         "server_cpu_ms_a_request": round(1000 * cpu / len(answers), 3),
+        "stolen_percent": round(100 * (stolen_since - stolen) / (after - before), 1),
         "bytes_an_answer": int(np.mean([answer[2] for answer in answers])),
         "client_late_ms": round(result["client_late_ms"], 2),
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def processor_seconds() -> tuple[float, float]:
+    """What a host has taken of this machine's processor time (zero where nobody says), and all of that time."""
+    times = psutil.cpu_times()._asdict()
+    return times.get("steal", 0.0), sum(seconds for name, seconds in times.items() if not name.startswith("guest"))
 
 
 def held(server: Server, model: Model, connections: int) -> dict[str, Any]:

@@ -28,15 +28,16 @@ def section(results: Path) -> list[str]:
 
 def load(document: dict[str, Any]) -> list[str]:
     lines = [
-        "| requests | due a second | p50 ms | p99 ms | goal for p99 | server's processor ms a request |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| requests | due a second | p50 ms | p99 ms | goal for p99 | server's processor ms a request | taken by the host |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, found in document["results"].items():
         if "p99_ms" not in found:
             continue
         due = "one at a time" if found["rate"] is None else f"{found['rate']:g}"
         goal = f"{GOALS_MS[name]} ms" if name in GOALS_MS else ""
-        cells = (MEANINGS[name], due, f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", goal, found["server_cpu_ms_a_request"])
+        times = (f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", goal, f"{found['server_cpu_ms_a_request']:.1f}")
+        cells = (MEANINGS[name], due, *times, f"{found['stolen_percent']:.0f} %" if "stolen_percent" in found else "")
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return [*lines, "", *_beside_the_table(document), made_by(document)]
 
