@@ -8,6 +8,7 @@ a few threads beside it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,10 @@ class Lanes:
         self._short.shutdown()
         self._long.shutdown()
 
+    def forget(self, kind: Hashable) -> None:
+        """Take the next work of that kind for long: what was done last says nothing of it."""
+        self._seconds.put(kind, math.inf)
+
     async def run(self, kind: Hashable, work: Callable[[], Result]) -> Result:
         """What `work` returns or raises, done in the queue where its `kind` belongs by now."""
 
@@ -44,6 +49,5 @@ class Lanes:
             finally:
                 self._seconds.put(kind, time.perf_counter() - began)
 
-        seconds = self._seconds.find(kind)
-        lane = self._long if seconds is None or seconds > SHORT_SECONDS else self._short
+        lane = self._short if (self._seconds.find(kind) or math.inf) <= SHORT_SECONDS else self._long
         return await asyncio.get_running_loop().run_in_executor(lane, copy_context().run, timed)

@@ -42,6 +42,15 @@ def test_a_kind_is_done_where_it_belongs_by_the_time_it_last_took(lanes: Lanes, 
     assert asyncio.run(asked()) == ["bitplan-long", "bitplan-short", "bitplan-short", "bitplan-long", "bitplan-short"]
 
 
+def test_a_kind_that_is_forgotten_is_taken_for_long(lanes: Lanes) -> None:
+    async def asked() -> list[str]:
+        before = [await lanes.run("kind", where) for _ in range(2)]
+        lanes.forget("kind")
+        return [*before, await lanes.run("kind", where)]
+
+    assert asyncio.run(asked()) == ["bitplan-long", "bitplan-short", "bitplan-long"]
+
+
 def test_short_work_passes_any_number_of_long_ones(lanes: Lanes) -> None:
     stop = threading.Event()
 

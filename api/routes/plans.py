@@ -68,7 +68,11 @@ async def create(
         return Reply(201 if stored.new else 200, stored.text(), headers)
 
     asked = partial(store.replies.answer_once, key, "plans", body, answer, principal.name)
-    return as_response(await lanes.run(("plan", body.model_dump_json(exclude={"budget"})), asked))
+    kind = "plan", body.model_dump_json(exclude={"budget"})
+    reply = await lanes.run(kind, asked)
+    if reply.status == 202:
+        lanes.forget(kind)  # to ask for a job is quick; the plan itself may take long
+    return as_response(reply)
 
 
 @router.get("", operation_id="plans_list", response_model=ListView[PlanSummary])
