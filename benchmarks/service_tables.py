@@ -19,9 +19,8 @@ MEANINGS = {
 def section(results: Path) -> list[str]:
     """The lines of all files that are there."""
     lines = ["## The service", ""]
-    for name, table in (("load", load), ("hostile", hostile), ("durability", durability), ("two-workers", two_workers)):
-        path = results / f"{name}.json"
-        if path.exists():
+    for name, table in (("load*", load), ("hostile", hostile), ("durability", durability), ("two-workers", two_workers)):
+        for path in sorted(results.glob(f"{name}.json")):
             lines += [*table(json.loads(path.read_text())), ""]
     return lines
 
