@@ -12,7 +12,6 @@ MEANINGS = {
     "large": "the same for 44,544 units, one after the other (the first of them reads the profile)",
     "lists": "10,000 stored plans listed, filtered and sorted, open loop",
     "repeated": "plans asked for again under their Idempotency-Key, open loop",
-    "memory": "resident memory while plans are asked for",
 }
 
 

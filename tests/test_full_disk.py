@@ -8,12 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 
 import fakes
 from bitplan.api.app import create_app
+from bitplan.api.jobs import profiling
 from bitplan.api.jobs.engine import Engine
 from bitplan.api.jobs.queue import Jobs
 from bitplan.api.jobs.supervisor import Supervisor
@@ -68,6 +72,28 @@ def test_a_job_that_cannot_be_written_down_goes_on_in_the_next_worker(tmp_path: 
         with Supervisor(settings, worker_command(tmp_path, lived=0)):
             job = ended(jobs, jobs.submit("inspect", {"model": "tiny"}))
     assert (job.status, job.attempt) == ("succeeded", 3)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OperationalError("INSERT", {}, Exception("disk is full"))])
+def test_a_piece_that_breaks_costs_its_job_and_not_the_worker(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(profiling, "step", broken)
+    settings = Settings.from_environment(tmp_path / "home")
+    with closing(Store.open(settings.database_url)) as store:
+        job = store.jobs.begin(store.jobs.submit("profile", {"model": "tiny"}).id)
+        desk: Any = SimpleNamespace(store=store)
+        if isinstance(error, OperationalError):  # nothing can be written down: the workflow's own affair
+            with pytest.raises(OperationalError):
+                profiling.do_shared_piece(desk, job.id, "piece")
+            return
+        problem = profiling.do_shared_piece(desk, job.id, "piece")
+    assert problem is not None
+    assert problem["type"] == "/problems/internal-error"
+    assert "RuntimeError: shapes differ" in problem["detail"]
 
 
 @pytest.fixture

@@ -347,6 +347,7 @@ class TestSockets:
         junk = [
             b"\x16\x03\x01\x02\x00",
             b"GET / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n",
+            b"POST /session HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\n",
         ]
         with on_a_socket(service) as address:

@@ -13,6 +13,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from dbos._error import DBOSWorkflowCancelledError
+from sqlalchemy.exc import SQLAlchemyError
+
 from ...allocator import SensitivityReport
 from ...allocator.errors import BitplanError, Interrupted, UsageError
 from ..problems import problem_of
@@ -22,7 +25,7 @@ from .bench import can_be_shared
 from .desk import Desk, Failed
 from .engine import piece_id
 from .progress import JobProgress, Tell
-from .steps import step
+from .steps import step, unexpected
 
 POLL_SECONDS = 0.05
 
@@ -97,6 +100,10 @@ def do_shared_piece(desk: Desk, job_id: str, name: str) -> dict[str, Any] | None
         return error.problem
     except BitplanError as error:
         return problem_of(error)
+    except (SQLAlchemyError, DBOSWorkflowCancelledError):  # of the engine
+        raise
+    except Exception as error:
+        return unexpected(error)
     return None
 
 

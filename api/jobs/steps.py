@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from dbos import DBOS
 
 from ...allocator.errors import BitplanError, Interrupted
-from ..problems import problem_of
+from ..logs import log
+from ..problems import other_problem, problem_of
 from .desk import Failed
 
 Result = TypeVar("Result")
@@ -32,3 +33,9 @@ def step(name: str, do: Callable[[], Result]) -> Result:
         raise Failed(found["problem"])
     value: Result = found["value"]
     return value
+
+
+def unexpected(error: Exception) -> dict[str, Any]:
+    """The problem of an error that should not happen, from where it is handled: the log gets its traceback."""
+    log.exception("unexpected error")
+    return other_problem("internal-error", f"{type(error).__name__}: {error}; the worker's log has the traceback")

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ...allocator.errors import BitplanError, Interrupted
 from ..logs import log
-from ..problems import other_problem, problem_of
+from ..problems import problem_of
 from ..schema import ExecuteBody, InspectBody, JobKind, JobView, VerifyBody
 from . import work
 from .desk import Desk, Failed
@@ -27,7 +27,7 @@ from .engine import BLOCK
 from .parents import plan, sweep
 from .profiling import do_shared_piece, profile
 from .progress import JobProgress
-from .steps import step
+from .steps import step, unexpected
 
 Result = dict[str, Any]
 Body = Callable[[Desk, JobView, JobProgress], Result]
@@ -87,9 +87,7 @@ def perform(desk: Desk, job_id: str, body: Body) -> None:
     except SQLAlchemyError:  # of the engine, which could not note a step
         raise
     except Exception as error:
-        about.exception("unexpected error")
-        detail = f"{type(error).__name__}: {error}; the worker's log has the traceback"
-        desk.store.jobs.finish(job.id, problem=other_problem("internal-error", detail))
+        desk.store.jobs.finish(job.id, problem=unexpected(error))
     else:
         desk.store.jobs.finish(job.id, result)
     about.info("job", status=desk.store.jobs.get(job.id).status, seconds=round(time.monotonic() - began, 3))
