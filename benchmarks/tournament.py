@@ -132,6 +132,7 @@ class Tournament:
             self.keep(rendered=True)
         if "plain_pass" not in self.document:
             self.keep(plain_pass=self.in_child(self.plain_pass))
+        self.in_child(partial(self.profile, DEFAULT))  # at once where it is stored: the plans of all are compared with its plans
         for metric in sorted(self.metrics, key=lambda metric: metric != DEFAULT):
             if metric not in self.document["profiles"]:
                 self.in_time()
@@ -270,7 +271,7 @@ class Tournament:
                     measured[key] = float(torch.cat(each).mean())
                     self.keep()
         truth = np.array([[measured[f"{unit.name} {fmt}"] for fmt in JUDGED] for unit in units])
-        ranks = {}
+        ranks = self.document["units"].setdefault("ranks", {})  # of metrics whose profile is gone, as they were
         for metric, report in reports.items():
             rows, columns = [report.units.index(unit.name) for unit in units], [report.formats.index(fmt) for fmt in JUDGED]
             table = report.loss[np.ix_(rows, columns)]
@@ -279,7 +280,6 @@ class Tournament:
                 **{fmt: float(spearmanr(table[:, f], truth[:, f]).statistic) for f, fmt in enumerate(JUDGED)},
                 "measured_over_estimated": float(np.median(truth[:, 1] / np.maximum(table[:, 1], 1e-300))),
             }
-        self.document["units"]["ranks"] = ranks
         self.keep()
 
     def judge_plans(
