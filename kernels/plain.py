@@ -28,3 +28,7 @@ def expert_mixed(x: Tensor, experts: ExpertMixed, chosen: Tensor, out_dtype: tor
 
 def transposed_numbers(planes: FieldPlanes) -> Tensor:
     return reference.transposed_numbers(planes)
+
+
+def transposed_change(planes: FieldPlanes, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return (reference.transposed_numbers(planes) - weight).to(dtype)

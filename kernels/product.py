@@ -56,6 +56,9 @@ class Backend(Protocol):
     def transposed_numbers(self, planes: FieldPlanes) -> Tensor:
         """The numbers of a matrix, fp32 (in, out): those of `reference.transposed_numbers`, to the last bit."""
 
+    def transposed_change(self, planes: FieldPlanes, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The numbers less `weight`, fp32 (in, out), subtracted in fp32 and cast to `dtype`."""
+
 
 def matmul(
     x: Tensor,
@@ -131,6 +134,14 @@ def moe_matmul(
 def transposed_numbers(planes: FieldPlanes, backend: str = "auto") -> Tensor:
     """The numbers of a matrix, fp32 (in, out), the same on every back end."""
     return chosen_backend(backend, planes.words.device).transposed_numbers(planes)
+
+
+def transposed_change(planes: FieldPlanes, weight: Tensor, dtype: torch.dtype = torch.float32, backend: str = "auto") -> Tensor:
+    """dW transposed: the numbers of a matrix less `weight`, fp32 (in, out), subtracted in fp32 and cast to `dtype`; the same on
+    every back end. Raises ValueError where the shapes differ."""
+    if tuple(weight.shape) != (planes.inputs, planes.outputs):
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} cannot be taken from one of {(planes.inputs, planes.outputs)}")
+    return chosen_backend(backend, planes.words.device).transposed_change(planes, weight, dtype)
 
 
 def dequantized(planes: FieldPlanes, dtype: torch.dtype, backend: str = "auto") -> Tensor:

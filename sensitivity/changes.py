@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..kernels.float64 import as_float64, sum64
@@ -21,13 +22,15 @@ from .study import Study
 from .units import Unit
 
 
-def part_changes(made: Rendered, weight: Tensor, parts: int) -> Iterator[tuple[int, slice, Tensor]]:
-    """(part, outputs of that part, dW transposed), each dW float32 (in_per_part, outputs) and small enough for the cache.
+def part_changes(
+    made: Rendered, weight: Tensor, parts: int, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[int, slice, Tensor]]:
+    """(part, outputs of that part, dW transposed), each dW (in_per_part, outputs) in `dtype` and small enough for the cache.
 
     A grouped convolution has several parts, everything else one.
     """
     width = len(weight) // parts  # outputs of a part
-    for some, delta in rendered_slices(made, weight):
+    for some, delta in rendered_slices(made, weight, dtype):
         for part in range(some.start // width, -(-some.stop // width)):
             first, last = max(some.start, part * width), min(some.stop, (part + 1) * width)
             yield part, slice(first - part * width, last - part * width), delta[:, first - some.start : last - some.start]

@@ -1,8 +1,8 @@
 """Products of large matrices in bf16, where the processor multiplies bf16 several times faster than float32.
 
-Both factors are rounded at random, and a squared slope is a sum over hundreds of rows, so that a loss moves by less than a
-hundredth (the tests hold it to that on small matrices, where least averages out). Small products stay in float32: they gain
-nothing.
+Both factors, and the gradients that weigh the product, are rounded at random, and a squared slope is a sum over hundreds of
+rows, so that a loss moves by less than a hundredth (the tests hold it to that on small matrices, where least averages out).
+Small products stay in float32: they gain nothing.
 """
 
 from __future__ import annotations

@@ -95,7 +95,8 @@ def sampled_objective(
     network: Network, output: Tensor, batch: Batch, labels: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """The scalar c . output whose gradient is squared; c is drawn for every prediction, and zero for masked tokens."""
-    return (random_direction(network, output, batch, generator) * output).sum()
+    direction = random_direction(network, output, batch, generator)
+    return torch.dot(direction.flatten(), output.flatten())
 
 
 @torch.no_grad()

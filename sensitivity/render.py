@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..kernels.formats import FORMATS, Format
 from ..kernels.layout import opened
 from ..kernels.packing import PackedWeight
-from ..kernels.product import transposed_numbers
+from ..kernels.product import transposed_change, transposed_numbers
 from ..kernels.rounding import Factor, inverse_factor, round_gptq, round_nearest
 from .calibration import Part
 from .moments import Moments, collect_moments
@@ -41,15 +41,18 @@ def rendered_transposed(rendered: Rendered) -> Tensor:
     return rendered.to(torch.float32).flatten(1).T
 
 
-def rendered_slices(rendered: Rendered, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, dW transposed) over the (out, in) matrix in slices that stay in cache: dW = rendering - `weight`, each slice
-    float32 (in, rows)."""
+def rendered_slices(rendered: Rendered, weight: Tensor, dtype: torch.dtype = torch.float32) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, dW transposed) over the (out, in) matrix in slices that stay in cache: dW = rendering - `weight` in float32, each
+    slice (in, rows) in `dtype`."""
     outputs, inputs = weight.shape
     step = max(32, ENTRIES_AT_ONCE // max(1, inputs) // 32 * 32)
     for start in range(0, outputs, step):
         rows = slice(start, min(start + step, outputs))
-        part = rendered.outputs(rows.start, rows.stop) if isinstance(rendered, PackedWeight) else rendered.flatten(1)[rows]
-        yield rows, rendered_transposed(part) - weight[rows].T
+        own = weight[rows].T
+        if isinstance(rendered, PackedWeight):
+            yield rows, transposed_change(opened(rendered.outputs(rows.start, rows.stop)), own, dtype)
+        else:
+            yield rows, (rendered.flatten(1)[rows].to(torch.float32).T - own).to(dtype)
 
 
 def unit_weights(module: nn.Module, unit: Unit) -> list[Tensor]:

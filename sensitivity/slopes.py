@@ -67,11 +67,11 @@ def _row_slopes(rendered: Sequence[Rendered], weight: Tensor, rows: Rows, g: Ten
         return torch.stack([(row_changes(made, weight, rows.x) * g[0]).sum(-1) for made in rendered])
     slopes = torch.zeros(len(rendered), rows.x.shape[1], device=rows.x.device)
     dtype = factor_dtype(rows.x, weight)
-    x = rows.x.to(dtype)
+    x, g = rows.x.to(dtype), g.to(dtype)
     weight = weight.T.contiguous().T  # changes are made transposed, once a format
     for slope, made in zip(slopes, rendered, strict=True):
-        for part, outputs, delta in part_changes(made, weight, len(x)):
-            slope += ((x[part] @ delta.to(dtype)) * g[part, :, outputs]).sum(dim=1)
+        for part, outputs, delta in part_changes(made, weight, len(x), dtype):
+            slope += torch.linalg.vecdot(x[part] @ delta, g[part, :, outputs])
     return slopes
 
 

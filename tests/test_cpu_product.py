@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bitplan.kernels import plain
 from bitplan.kernels import product as products
 from bitplan.kernels.cpu import compiled
 from bitplan.kernels.layout import FieldPlanes, pack
@@ -100,6 +101,28 @@ def test_numbers_are_those_of_the_reference_to_the_last_bit(bits: int, order: st
         for some in (slice(0, 1), slice(0, 4), slice(None)):  # single rows, a few, many: three ways through the code
             picked = torch.eye(inputs)[some]
             assert torch.equal(compiled.product(picked, planes, torch.float32, True, instructions=instructions), exact[some])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
+def test_changes_are_those_of_the_reference_to_the_last_bit(bits: int, dtype: torch.dtype, instructions: str) -> None:
+    for (outputs, inputs), group in itertools.product(SHAPES, (32, None)):
+        planes = matrix(bits, outputs, inputs, group, seed=inputs + bits)
+        weight = torch.randn(inputs, outputs + 3, generator=torch.Generator().manual_seed(bits))[:, :outputs]
+        exact = plain.transposed_change(planes, weight, dtype)
+        assert exact.dtype == dtype
+        for own in (weight, weight.T.contiguous().T):  # a run of a wider matrix, and outputs apart
+            assert torch.equal(compiled.transposed_change(planes, own, dtype, instructions=instructions), exact)
+
+
+def test_halves_are_rounded_to_even_and_what_is_no_number_stays_none(instructions: str) -> None:
+    planes = matrix(4, 77, 64, None)
+    weight = transposed_numbers(planes) - torch.arange(64 * 77).view(64, 77) * 2.0**-16 - 1  # every second one lies midway
+    weight[3, 5], weight[4, 6], weight[5, 7] = float("nan"), float("inf"), -3.4e38
+    made = compiled.transposed_change(planes, weight, torch.bfloat16, instructions=instructions)
+    assert torch.equal(made.isnan(), weight.isnan())
+    exact = plain.transposed_change(planes, weight, torch.bfloat16)
+    assert torch.equal(made.nan_to_num(0.0), exact.nan_to_num(0.0))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 6, 400])

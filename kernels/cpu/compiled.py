@@ -83,9 +83,28 @@ def expert_mixed(x: Tensor, experts: ExpertMixed, chosen: Tensor, out_dtype: tor
 
 def transposed_numbers(planes: FieldPlanes, *, instructions: str = "") -> Tensor:
     """The numbers of a matrix, float32 (in, out): those of `reference.transposed_numbers`, to the last bit."""
-    numbers = torch.empty(planes.inputs, planes.outputs)
+    return _dequantized(planes, None, torch.float32, instructions)
+
+
+def transposed_change(planes: FieldPlanes, weight: Tensor, dtype: torch.dtype, *, instructions: str = "") -> Tensor:
+    """The numbers less `weight`, both (in, out), in one pass: those of `plain.transposed_change`, to the last bit."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return _dequantized(planes, weight, torch.float32, instructions).to(dtype)
+    return _dequantized(planes, weight, dtype, instructions)
+
+
+def _dequantized(planes: FieldPlanes, minus: Tensor | None, dtype: torch.dtype, instructions: str) -> Tensor:
+    numbers = torch.empty(planes.inputs, planes.outputs, dtype=dtype)
     kind, told = _kind(instructions), _matrix(planes)
-    _share(planes.outputs, planes.inputs, lambda begin, end: _planes().dequantize(kind, numbers.data_ptr(), begin, end, told))
+    less = (0, 0)
+    if minus is not None:
+        minus = minus.float() if minus.stride(-1) == 1 else minus.float().contiguous()
+        less = (minus.data_ptr(), minus.stride(0))
+
+    def some(begin: int, end: int) -> None:
+        _planes().dequantize(kind, *less, dtype == torch.bfloat16, numbers.data_ptr(), begin, end, told)
+
+    _share(planes.outputs, planes.inputs, some)
     return numbers
 
 

@@ -34,16 +34,59 @@ INLINE void NAME(block_numbers)(const Matrix *a, ptrdiff_t block, const VF *scal
             numbers[k * VECTORS + t] = (__builtin_convertvector(codes[k * VECTORS + t], VF) - zero[t]) * scale[t];
 }
 
-static TARGET void NAME(dequantize)(const Matrix *a, ptrdiff_t begin, ptrdiff_t end, float *out) {
+/* The same out of line, so that no compiler fuses the product with what is then taken away from it, which would round once less. */
+static TARGET __attribute__((noinline)) void NAME(block_numbers_apart)(const Matrix *a, ptrdiff_t block, const VF *scale,
+                                                                       const VF *zero, ptrdiff_t n, int left, VF *numbers) {
+    NAME(block_numbers)(a, block, scale, zero, n, left, numbers);
+}
+
+/* The first `left` lanes of four vectors rounded to bf16, to the nearest, ties to even; a NaN stays one. */
+INLINE void NAME(put_bf16)(uint16_t *to, const VF *numbers, int left) {
+    uint16_t some[TILE];
+    for (int t = 0; t < VECTORS; t++) {
+        VU bits;
+        memcpy(&bits, numbers + t, sizeof bits);
+        VU is_nan = (VU)(numbers[t] != numbers[t]), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        VH halves = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), VH);
+        memcpy(some + t * LANES, &halves, sizeof halves);
+    }
+    memcpy(to, some, left >= TILE ? sizeof some : 2 * (size_t)left);
+}
+
+INLINE void NAME(take_away)(VF *row, const float *less, int left) {
+    VF own[VECTORS] = {0};
+    if (left >= TILE)
+        memcpy(own, less, sizeof own);
+    else
+        memcpy(own, less, 4 * (size_t)left);
+    for (int t = 0; t < VECTORS; t++)
+        row[t] -= own[t];
+}
+
+/* out (inputs, outputs) = the numbers, less `minus` where there is one, as floats or as bf16. */
+static TARGET void NAME(dequantize)(const Matrix *a, ptrdiff_t begin, ptrdiff_t end, const Minus *minus, int as_bf16, void *out) {
     VF numbers[32 * VECTORS], scale[VECTORS], zero[VECTORS];
     for (Chunk c = first_chunk(a); c.first < c.last; c = next_chunk(a, c))
         for (ptrdiff_t n = begin; n < end; n += TILE) {
             int left = end - n < TILE ? (int)(end - n) : TILE;
             NAME(scale_and_zero)(a, c.group, n, left, scale, zero);
             for (ptrdiff_t block = c.first; block < c.last; block++) {
-                NAME(block_numbers)(a, block, scale, zero, n, left, numbers);
-                for (ptrdiff_t k = 0; k < 32 && block * 32 + k < a->inputs; k++)
-                    memcpy(out + (block * 32 + k) * a->outputs + n, numbers + k * VECTORS, 4 * (size_t)left);
+                const float *less = minus->numbers + block * 32 * minus->stride + n;
+                ptrdiff_t inputs = smaller(32, a->inputs - block * 32);
+                for (ptrdiff_t k = 0; minus->numbers != NULL && k < inputs; k++)
+                    for (int o = 0; o < left; o += 16) /* a line of the cache; short pieces of many rows, which nothing foresees */
+                        __builtin_prefetch(less + k * minus->stride + o);
+                NAME(block_numbers_apart)(a, block, scale, zero, n, left, numbers);
+                for (ptrdiff_t k = 0; k < inputs; k++) {
+                    VF *row = numbers + k * VECTORS;
+                    ptrdiff_t at = (block * 32 + k) * a->outputs + n;
+                    if (minus->numbers != NULL)
+                        NAME(take_away)(row, less + k * minus->stride, left);
+                    if (as_bf16)
+                        NAME(put_bf16)((uint16_t *)out + at, row, left);
+                    else
+                        memcpy((float *)out + at, row, 4 * (size_t)left);
+                }
             }
         }
 }

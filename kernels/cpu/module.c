@@ -43,12 +43,15 @@ static PyObject *py_product(PyObject *self, PyObject *args) {
 static PyObject *py_dequantize(PyObject *self, PyObject *args) {
     Matrix a;
     PyObject *told;
-    Py_ssize_t out, begin, end;
-    int kind;
-    if (!PyArg_ParseTuple(args, "innnO:dequantize", &kind, &out, &begin, &end, &told) || !read_matrix(told, &a))
+    Py_ssize_t out, begin, end, minus;
+    int kind, as_bf16;
+    Minus less;
+    if (!PyArg_ParseTuple(args, "inninnnO:dequantize", &kind, &minus, &less.stride, &as_bf16, &out, &begin, &end, &told) ||
+        !read_matrix(told, &a))
         return NULL;
+    less.numbers = address(minus);
     Py_BEGIN_ALLOW_THREADS
-    SETS[kind].set->dequantize(&a, begin, end, address(out));
+    SETS[kind].set->dequantize(&a, begin, end, &less, as_bf16, address(out));
     Py_END_ALLOW_THREADS
     return Py_BuildValue("");
 }
@@ -82,7 +85,7 @@ static PyObject *py_instruction_sets(PyObject *self, PyObject *args) {
 
 static PyMethodDef METHODS[] = {
     {"product", py_product, METH_VARARGS, "y += x W^T for some outputs."},
-    {"dequantize", py_dequantize, METH_VARARGS, "The numbers of W, transposed, for some outputs."},
+    {"dequantize", py_dequantize, METH_VARARGS, "The numbers of W, transposed, less others, for some outputs."},
     {"experts", py_experts, METH_VARARGS, "Each row of x times the matrix of the expert it was given, for some outputs."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "(number, name) of the sets that this processor runs, best first."},
     {NULL, NULL, 0, NULL},

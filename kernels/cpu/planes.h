@@ -29,6 +29,12 @@ typedef struct {
     float zero; /* where zeros is NULL */
 } Matrix;
 
+/* What dequantizing takes away from the numbers: (inputs, outputs), outputs adjacent; `numbers` NULL for nothing. */
+typedef struct {
+    const float *numbers;
+    ptrdiff_t stride;
+} Minus;
+
 /* Blocks of 32 inputs, at most CHUNK inputs, within one group; `number` counts chunks. */
 typedef struct {
     ptrdiff_t first, last, group, number;
@@ -48,7 +54,7 @@ typedef struct {
     void (*few_rows)(const Matrix *, const Rows *, ptrdiff_t, ptrdiff_t, float *);
     void (*many_rows)(const Matrix *, const float *, ptrdiff_t, ptrdiff_t, ptrdiff_t, float *);
     void (*bytes_rows)(const Matrix *, const Rows *, ptrdiff_t, ptrdiff_t, float *);
-    void (*dequantize)(const Matrix *, ptrdiff_t, ptrdiff_t, float *);
+    void (*dequantize)(const Matrix *, ptrdiff_t, ptrdiff_t, const Minus *, int, void *);
 } Set;
 
 /* The instruction sets that were compiled, best first; `runs` asks the processor. */

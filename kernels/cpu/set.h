@@ -11,10 +11,12 @@
 typedef float NAME(vf) __attribute__((vector_size(4 * LANES)));
 typedef int32_t NAME(vi) __attribute__((vector_size(4 * LANES)));
 typedef uint32_t NAME(vu) __attribute__((vector_size(4 * LANES)));
+typedef uint16_t NAME(vh) __attribute__((vector_size(2 * LANES)));
 
 #define VF NAME(vf)
 #define VI NAME(vi)
 #define VU NAME(vu)
+#define VH NAME(vh)
 #define VECTORS 4 /* vectors of outputs that a pass holds in registers */
 #define AHEAD 256
 #define TILE (VECTORS * LANES)
@@ -87,6 +89,7 @@ static const Set NAME(set) = {NAME(few_rows), NAME(many_rows), NAME(bytes_rows),
 #undef VF
 #undef VI
 #undef VU
+#undef VH
 #undef VECTORS
 #undef AHEAD
 #undef TILE

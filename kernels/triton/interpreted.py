@@ -7,9 +7,9 @@ import torch
 from . import launch
 
 if not launch.ABSENT:
-    from .products import expert_mixed, group_mixed, product, transposed_numbers
+    from .products import expert_mixed, group_mixed, product, transposed_change, transposed_numbers
 
-__all__ = ["expert_mixed", "group_mixed", "missing", "product", "transposed_numbers"]
+__all__ = ["expert_mixed", "group_mixed", "missing", "product", "transposed_change", "transposed_numbers"]
 
 
 def missing(device: torch.device) -> str | None:

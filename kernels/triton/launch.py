@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 try:
-    from .products import expert_mixed, group_mixed, product, transposed_numbers
+    from .products import expert_mixed, group_mixed, product, transposed_change, transposed_numbers
     from .running import INTERPRETED
 except ImportError as error:
     # Only where there is no Triton: `missing` then says so, and nobody gets as far as a product.
@@ -15,7 +15,16 @@ except ImportError as error:
 else:
     ABSENT = False
 
-__all__ = ["ABSENT", "INTERPRETED", "expert_mixed", "group_mixed", "missing", "product", "transposed_numbers"]
+__all__ = [
+    "ABSENT",
+    "INTERPRETED",
+    "expert_mixed",
+    "group_mixed",
+    "missing",
+    "product",
+    "transposed_change",
+    "transposed_numbers",
+]
 LEAST = (8, 0)
 
 

@@ -14,7 +14,7 @@ from .gemm import gemm
 from .gemv import gemv
 from .group_mixed import group_mixed
 
-__all__ = ["expert_mixed", "group_mixed", "product", "transposed_numbers"]
+__all__ = ["expert_mixed", "group_mixed", "product", "transposed_change", "transposed_numbers"]
 
 
 def product(x: Tensor, planes: FieldPlanes, out_dtype: torch.dtype, deterministic: bool) -> Tensor:
@@ -31,3 +31,8 @@ def product(x: Tensor, planes: FieldPlanes, out_dtype: torch.dtype, deterministi
 def transposed_numbers(planes: FieldPlanes) -> Tensor:
     """The numbers of a matrix, float32 (in, out)."""
     return dequantized(planes, torch.float32)
+
+
+def transposed_change(planes: FieldPlanes, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers of a matrix less `weight`, (in, out) in `dtype`."""
+    return (transposed_numbers(planes) - weight).to(dtype)

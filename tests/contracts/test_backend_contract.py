@@ -7,7 +7,16 @@ import torch
 
 from bitplan.kernels.layout import pack
 from bitplan.kernels.mixed import GroupMixed, stack_experts
-from bitplan.kernels.product import AUTOMATIC, BACKENDS, _load, chosen_backend, matmul, moe_matmul, transposed_numbers
+from bitplan.kernels.product import (
+    AUTOMATIC,
+    BACKENDS,
+    _load,
+    chosen_backend,
+    matmul,
+    moe_matmul,
+    transposed_change,
+    transposed_numbers,
+)
 from bitplan.kernels.reference import transposed_numbers as reference_numbers
 from matrices import apart, exact_product, experts_of, mixed_of, random_planes
 
@@ -39,6 +48,9 @@ def test_numbers_to_the_last_bit(backend: str, bits: int, order: str) -> None:
         codes = torch.randint(2**bits, (70, 7), generator=torch.Generator().manual_seed(seed))
         planes = pack(codes, bits, made.scales, made.zeros, group_size=32, order=order)  # type: ignore[arg-type]
         assert torch.equal(transposed_numbers(planes, backend), reference_numbers(planes))
+        weight = torch.randn(70, 7, generator=torch.Generator().manual_seed(seed))
+        change = transposed_change(planes, weight, torch.bfloat16, backend)
+        assert torch.equal(change, (reference_numbers(planes) - weight).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
