@@ -186,6 +186,34 @@ def shrink(document: dict[str, Any], name: str) -> list[str]:
     return [*lines, "", provenance(document), ""]
 
 
+def around(document: dict[str, Any], name: str) -> list[str]:
+    shares = [key for key in next(iter(next(iter(document["found"].values())).values())) if key[0].isdigit()]
+    lines = [
+        "What plans of kl_fisher lose on held-out data when they are made again with units priced among the others as the plan rounds "
+        "them, the products counted by a share, as a multiple of what they lost (two standard errors of the pairs; how many units "
+        "took another format). Beside it what the sum over units and the sum with the products promise, over what the plan loses "
+        "on the data of the estimate.",
+        "",
+        "| model, size | " + " | ".join(f"share {share}" for share in shares) + " | sum promises | with products |",
+        "| --- |" + " --- |" * (len(shares) + 2),
+    ]
+    for model, by_size in document["found"].items():
+        for size, one in by_size.items():
+            cells = [
+                f"{one[share]['ratio']:.3f} ± {2 * one[share]['stderr']:.3f} ({one[share]['moved']})"
+                if one[share]["moved"]
+                else "the same plan"
+                for share in shares
+            ]
+            promised = [f"{one[key] / one['same_data']:.2f}" for key in ("predicted", "with_products")]
+            lines.append(f"| {model} {size} | " + " | ".join((*cells, *promised)) + " |")
+    means = []
+    for share in shares:
+        ratios = [one[share]["ratio"] for by_size in document["found"].values() for one in by_size.values()]
+        means.append(f"{share}: {np.exp(np.mean(np.log(ratios))):.3f}")
+    return [*lines, "", f"Geometric means of all rows, by share: {'; '.join(means)}.", "", provenance(document), ""]
+
+
 def routers(document: dict[str, Any], name: str) -> list[str]:
     free, held = document["found"]["as they like"], document["found"]["as noted"]
     rows = len(document["rows"])
@@ -241,6 +269,7 @@ SECTIONS = (
     ("judge", "Metrics against measured single units", judge),
     ("scatter", "Labels or directions", scatter),
     ("shrink", "Shrinking towards a steadier estimate", shrink),
+    ("around", "Pricing units among the others", around),
     ("routers", "Routers", routers),
     ("cost", "Cost", cost),
     ("peers", "Other programs", peers),

@@ -71,16 +71,16 @@ static TARGET void NAME(dequantize)(const Matrix *a, ptrdiff_t begin, ptrdiff_t 
             int left = end - n < TILE ? (int)(end - n) : TILE;
             NAME(scale_and_zero)(a, c.group, n, left, scale, zero);
             for (ptrdiff_t block = c.first; block < c.last; block++) {
-                const float *less = minus->numbers + block * 32 * minus->stride + n;
+                const float *less = minus->numbers == NULL ? NULL : minus->numbers + block * 32 * minus->stride + n;
                 ptrdiff_t inputs = smaller(32, a->inputs - block * 32);
-                for (ptrdiff_t k = 0; minus->numbers != NULL && k < inputs; k++)
+                for (ptrdiff_t k = 0; less != NULL && k < inputs; k++)
                     for (int o = 0; o < left; o += 16) /* a line of the cache; short pieces of many rows, which nothing foresees */
                         __builtin_prefetch(less + k * minus->stride + o);
                 NAME(block_numbers_apart)(a, block, scale, zero, n, left, numbers);
                 for (ptrdiff_t k = 0; k < inputs; k++) {
                     VF *row = numbers + k * VECTORS;
                     ptrdiff_t at = (block * 32 + k) * a->outputs + n;
-                    if (minus->numbers != NULL)
+                    if (less != NULL)
                         NAME(take_away)(row, less + k * minus->stride, left);
                     if (as_bf16)
                         NAME(put_bf16)((uint16_t *)out + at, row, left);
