@@ -189,10 +189,10 @@ def shrink(document: dict[str, Any], name: str) -> list[str]:
 def around(document: dict[str, Any], name: str) -> list[str]:
     shares = [key for key in next(iter(next(iter(document["found"].values())).values())) if key[0].isdigit()]
     lines = [
-        "What plans of kl_fisher lose on held-out data when they are made again with units priced among the others as the plan rounds "
-        "them, the products counted by a share, as a multiple of what they lost (two standard errors of the pairs; how many units "
-        "took another format). Beside it what the sum over units and the sum with the products promise, over what the plan loses "
-        "on the data of the estimate.",
+        "What plans of kl_fisher lose on held-out data when they are made again with units priced among the others as the plan "
+        "rounds them, the products counted by a share, as a multiple of what they lost (two standard errors of the pairs; how "
+        "many units took another format). Beside it what the sum over units and the sum with half the products promise, over "
+        "what the plan loses on the data of the estimate.",
         "",
         "| model, size | " + " | ".join(f"share {share}" for share in shares) + " | sum promises | with products |",
         "| --- |" + " --- |" * (len(shares) + 2),
