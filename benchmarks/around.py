@@ -129,18 +129,19 @@ def products_around(
 ) -> tuple[Floats, float]:
     """`products` of all units and formats (units, formats), zero where nothing is free, and what the plan loses on `part`."""
     network = contest.network
-    gradients: dict[str, list[Tensor]] = {}
     lost, count = 0.0, 0
     with contest.rounded(plan), differentiable(network) as by_unit:
-        mine = [(unit.name, weights) for unit, weights in zip(network.inventory.units, by_unit, strict=True) if unit.name in plan]
+        named = zip(network.inventory.units, by_unit, strict=True)
+        mine = {unit.name: weights for unit, weights in named if unit.name in plan}
+        gradients = {name: [torch.zeros_like(weight) for weight in weights] for name, weights in mine.items()}
+        totals = [total for totals in gradients.values() for total in totals]
         for batch, reference in zip(part.batches, references, strict=True):
             each = divergence(network, reference, run(network, batch), batch)
             lost, count = lost + float(each.detach().sum()), count + len(each)
-            flat = torch.autograd.grad(each.sum(), [w for _, weights in mine for w in weights], allow_unused=True)
-            given = iter(flat)
-            for name, weights in mine:
-                new = [torch.zeros_like(w) if g is None else g for w, g in ((w, next(given)) for w in weights)]
-                gradients[name] = [a + b for a, b in zip(gradients[name], new, strict=True)] if name in gradients else new
+            found = torch.autograd.grad(each.sum(), [w for weights in mine.values() for w in weights], allow_unused=True)
+            for total, gradient in zip(totals, found, strict=True):
+                if gradient is not None:  # an expert that no token reached has none
+                    total += gradient
     products = np.zeros(report.loss.shape)
     for unit in contest.free:
         u = report.units.index(unit.name)
