@@ -55,7 +55,7 @@ $(VENV)/locked: requirements.lock
 	@pwd -P > $(VENV)/lies-in
 	@touch $@
 
-$(VENV)/installed: $(VENV)/locked pyproject.toml
+$(VENV)/installed: $(VENV)/locked pyproject.toml $(wildcard kernels/cpu/*.c kernels/cpu/*.h)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

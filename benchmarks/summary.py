@@ -209,9 +209,11 @@ def around(document: dict[str, Any], name: str) -> list[str]:
             lines.append(f"| {model} {size} | " + " | ".join((*cells, *promised)) + " |")
     means = []
     for share in shares:
-        ratios = [one[share]["ratio"] for by_size in document["found"].values() for one in by_size.values()]
-        means.append(f"{share}: {np.exp(np.mean(np.log(ratios))):.3f}")
-    return [*lines, "", f"Geometric means of all rows, by share: {'; '.join(means)}.", "", provenance(document), ""]
+        rows = [one[share] for by_size in document["found"].values() for one in by_size.values()]
+        known = [row["ratio"] for row in rows if 2 * row["stderr"] < 0.5]
+        means.append(f"{share}: {np.exp(np.mean(np.log(known))):.3f} ({len(known)} rows)")
+    told = f"Geometric means of the rows that are known to within a half, by share: {'; '.join(means)}."
+    return [*lines, "", told, "", provenance(document), ""]
 
 
 def routers(document: dict[str, Any], name: str) -> list[str]:

@@ -132,9 +132,10 @@ class Tournament:
             self.keep(rendered=True)
         if "plain_pass" not in self.document:
             self.keep(plain_pass=self.in_child(self.plain_pass))
-        self.in_child(partial(self.profile, DEFAULT))  # at once where it is stored: the plans of all are compared with its plans
-        for metric in sorted(self.metrics, key=lambda metric: metric != DEFAULT):
-            if metric not in self.document["profiles"]:
+        for metric in (DEFAULT, *(metric for metric in self.metrics if metric != DEFAULT)):
+            if metric == DEFAULT and metric in self.document["profiles"]:
+                self.in_child(partial(self.profile, metric))  # at once where it is stored; all plans are compared with its plans
+            elif metric not in self.document["profiles"]:
                 self.in_time()
                 self.document["profiles"][metric] = self.in_child(partial(self.profile, metric))
                 self.keep()

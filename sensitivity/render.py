@@ -52,7 +52,7 @@ def rendered_slices(rendered: Rendered, weight: Tensor, dtype: torch.dtype = tor
         if isinstance(rendered, PackedWeight):
             yield rows, transposed_change(opened(rendered.outputs(rows.start, rows.stop)), own, dtype)
         else:
-            yield rows, (rendered.flatten(1)[rows].to(torch.float32).T - own).to(dtype)
+            yield rows, (rendered_transposed(rendered.flatten(1)[rows]) - own).to(dtype)
 
 
 def unit_weights(module: nn.Module, unit: Unit) -> list[Tensor]:
